@@ -1,0 +1,70 @@
+"""Blocks for latent diffusion models: any rank, any channels, any size, each usable alone."""
+
+from __future__ import annotations
+
+from latentdiff import guidance as guidance
+from latentdiff import losses as losses
+from latentdiff import solvers as solvers
+from latentdiff._attention import CrossAttention as CrossAttention
+from latentdiff._autoencoder import Autoencoder as Autoencoder
+from latentdiff._autoencoder import AutoencoderOutput as AutoencoderOutput
+from latentdiff._checkpoints import load as load
+from latentdiff._checkpoints import save as save
+from latentdiff._condition import ClassEncoder as ClassEncoder
+from latentdiff._condition import Condition as Condition
+from latentdiff._condition import ConditionEncoder as ConditionEncoder
+from latentdiff._denoised import Denoise as Denoise
+from latentdiff._denoised import Denoised as Denoised
+from latentdiff._denoiser import Denoiser as Denoiser
+from latentdiff._distributions import DiagonalGaussian as DiagonalGaussian
+from latentdiff._distributions import Gaussian as Gaussian
+from latentdiff._errors import CheckpointError as CheckpointError
+from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
+from latentdiff._module import Module as Module
+from latentdiff._noise import CounterNoise as CounterNoise
+from latentdiff._noise import draw_noise as draw_noise
+from latentdiff._prediction import denoised_from_prediction as denoised_from_prediction
+from latentdiff._prediction import prediction_target as prediction_target
+from latentdiff._quantizer import Quantized as Quantized
+from latentdiff._quantizer import VectorQuantizer as VectorQuantizer
+from latentdiff._sampler import Sampler as Sampler
+from latentdiff._sampler import Step as Step
+from latentdiff._schedule import NoiseSchedule as NoiseSchedule
+from latentdiff._schedule import Point as Point
+from latentdiff._unet import UNet as UNet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderOutput",
+    "CheckpointError",
+    "ClassEncoder",
+    "Condition",
+    "ConditionEncoder",
+    "CounterNoise",
+    "CrossAttention",
+    "Denoise",
+    "Denoised",
+    "Denoiser",
+    "DiagonalGaussian",
+    "Gaussian",
+    "LatentDiffusion",
+    "Module",
+    "NoiseSchedule",
+    "Point",
+    "Quantized",
+    "Sampler",
+    "Step",
+    "UNet",
+    "VectorQuantizer",
+    "__version__",
+    "denoised_from_prediction",
+    "draw_noise",
+    "guidance",
+    "load",
+    "losses",
+    "prediction_target",
+    "save",
+    "solvers",
+]

@@ -1,0 +1,8 @@
+"""Model files: writing and reading."""
+
+from __future__ import annotations
+
+from latentdiff._checkpoints._native import load as load
+from latentdiff._checkpoints._native import save as save
+
+__all__ = ["load", "save"]

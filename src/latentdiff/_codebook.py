@@ -1,0 +1,172 @@
+"""What a codebook needs besides its gradient: the nearest code, k-means, running averages with restarts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff._distributed import from_first_process, sum_over_processes
+
+SEARCH_ELEMENTS: Final = {"cpu": 2**18}
+"""Distances held at once, by device: what fits a core's cache."""
+
+SEARCH_ELEMENTS_ELSEWHERE: Final = 2**24
+"""Distances held at once on an accelerator and in a compiled graph: few, large products."""
+
+SMALLEST_SIZE: Final = 1e-5
+"""Averaged sizes of clusters stay above this, lest an unused code become 0 / 0 after some thousand steps."""
+
+
+@torch.no_grad()
+def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The index of the code nearest to each vector.
+
+    Squared distances are computed in float64 (float32 on devices without it) and compared as float32; of equals the
+    lowest index wins. So the result depends neither on chunks and batches nor on autocast. Beside inputs and output,
+    12 bytes are held for each of at most 2 ** 18 distances on a CPU (3 MiB), 2 ** 24 elsewhere (192 MiB), or for one
+    vector's distances where the codebook is larger than that.
+
+    Args:
+        vectors: `[count, dim]`.
+        codebook: `[codebook_size, dim]`.
+
+    Returns:
+        `[count]`, int64, in 0 ... codebook_size - 1.
+    """
+    wide = torch.float32 if vectors.device.type == "mps" else torch.float64
+    elements = SEARCH_ELEMENTS_ELSEWHERE
+    if not torch.compiler.is_compiling():
+        elements = SEARCH_ELEMENTS.get(vectors.device.type, elements)
+    codes = codebook.to(wide)
+    squares = codes.square().sum(1)
+    nearest: list[Tensor] = []
+    for points in torch.split(vectors.to(wide), max(1, elements // len(codes))):
+        distances = torch.addmm(squares, points, codes.T, alpha=-2).add_(points.square().sum(1, keepdim=True))
+        nearest.append(distances.float().argmin(1))
+    return torch.cat(nearest)
+
+
+def count_and_sum(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Number and sum of the vectors at each code, over all processes.
+
+    Args:
+        vectors: `[count, dim]`.
+        indices: `[count]`, which code each belongs to.
+        codebook_size: Number of codes.
+
+    Returns:
+        `[codebook_size]` and `[codebook_size, dim]`, in the dtype of `vectors`.
+    """
+    counts = vectors.new_zeros(codebook_size).index_add_(0, indices, vectors.new_ones(len(vectors)))
+    sums = vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, indices, vectors)
+    return sum_over_processes(counts), sum_over_processes(sums)
+
+
+def draw_vectors(vectors: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Draw `count` of `vectors` `[n, dim]` without replacement, again from the start when they are used up.
+
+    Process 0 draws, of its own vectors, for all.
+
+    Returns:
+        `[count, dim]`.
+    """
+    device = vectors.device if generator is None else generator.device
+    order = torch.randperm(len(vectors), generator=generator, device=device).to(vectors.device)
+    chosen = order[torch.arange(count, device=vectors.device) % len(vectors)]
+    return from_first_process(vectors[chosen])
+
+
+@torch.no_grad()
+def k_means(vectors: Tensor, codebook_size: int, iterations: int, generator: torch.Generator | None) -> Tensor:
+    """Centres of the vectors of all processes, by Lloyd's iterations from vectors drawn at random.
+
+    A centre that loses all its vectors stays where it is.
+
+    Args:
+        vectors: `[count, dim]`.
+        codebook_size: Number of centres.
+        iterations: Number of iterations; 0 leaves the draw.
+        generator: For the draw.
+
+    Returns:
+        `[codebook_size, dim]`.
+    """
+    centers = draw_vectors(vectors, codebook_size, generator)
+    for _ in range(iterations):
+        counts, sums = count_and_sum(vectors, nearest_codes(vectors, centers), codebook_size)
+        centers = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centers)
+    return centers
+
+
+class CodebookAverage(nn.Module):
+    r"""Exponential moving averages that make up a codebook, instead of a gradient.
+
+    \(N_k \leftarrow \gamma N_k + (1 - \gamma)\, n_k\), \(m_k \leftarrow \gamma m_k + (1 - \gamma) \sum_{z \to k} z\),
+    \(e_k = m_k / N_k\): van den Oord et al. 2017, arXiv:1711.00937, eq. 6 to 8. Sums and counts run over all processes,
+    so every process ends with the same codebook.
+
+    A code is dead when its average count falls below `restart_below`. It then takes the place of a vector of the batch,
+    drawn at random, with twice that count, so that it has time to prove itself; \(e_k = m_k / N_k\) holds on.
+    """
+
+    size: Tensor
+    sum: Tensor
+
+    def __init__(self, codebook: Tensor, *, decay: float, restart_below: float) -> None:
+        """Start at `codebook` `[codebook_size, dim]`, as if each code had one vector a step.
+
+        Args:
+            codebook: `[codebook_size, dim]`.
+            decay: In [0, 1).
+            restart_below: Vectors a step below which a code is dead; 0 for no restarts.
+        """
+        super().__init__()
+        self.decay = decay
+        self.restart_below = restart_below
+        size = max(1.0, 2 * restart_below)
+        self.register_buffer("size", codebook.new_full((len(codebook),), size))
+        self.register_buffer("sum", size * codebook)
+
+    @torch.no_grad()
+    def start(self, codebook: Tensor) -> None:
+        """Begin again at `codebook` `[codebook_size, dim]`."""
+        size = max(1.0, 2 * self.restart_below)
+        self.size.fill_(size)
+        self.sum.copy_(size * codebook)
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, indices: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Take one step, and return the new codebook.
+
+        Args:
+            vectors: `[count, dim]`, of this process.
+            indices: `[count]`, the code of each.
+            generator: For restarts.
+
+        Returns:
+            `[codebook_size, dim]`.
+
+        Raises:
+            ValueError: If the averages are in half precision, where small steps would be lost.
+        """
+        if self.size.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"an averaged codebook must be float32 or float64 to learn, got {self.size.dtype}; keep the module in "
+                "float32 and use autocast"
+            )
+        counts, sums = count_and_sum(vectors.to(self.sum.dtype), indices, len(self.size))
+        size = self.decay * self.size + (1 - self.decay) * counts
+        total = self.decay * self.sum + (1 - self.decay) * sums
+        floor = size.clamp(min=SMALLEST_SIZE)
+        total, size = total * (floor / size)[:, None], floor  # both alike: their ratio, the code, stays
+        if self.restart_below > 0:
+            restarted = 2 * self.restart_below
+            dead = size < self.restart_below
+            spare = draw_vectors(vectors.to(total.dtype), len(size), generator)
+            size = torch.where(dead, restarted, size)
+            total = torch.where(dead[:, None], restarted * spare, total)
+        self.size.copy_(size)
+        self.sum.copy_(total)
+        return total / size[:, None]

@@ -1,0 +1,170 @@
+"""The autoencoder's two networks, those of the published first stages, for 1, 2 and 3 spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
+
+from latentdiff._attention import SpatialSelfAttention
+from latentdiff._layers import Conv, Downsample, ResidualBlock, Upsample, conv, group_norm
+from latentdiff._typing import SpatialDims
+
+EPS: Final = 1e-6
+"""Of every norm in the published autoencoders."""
+
+
+class CoderStage(nn.Module):
+    """A residual block and, where there is attention, what follows it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, attention: bool, spatial_dims: SpatialDims, dropout: float
+    ) -> None:
+        """Build the two."""
+        super().__init__()
+        self.block = ResidualBlock(
+            in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims, eps=EPS, dropout=dropout
+        )
+        self.attention: SpatialSelfAttention | None = None
+        if attention:
+            self.attention = SpatialSelfAttention(channels=out_channels, eps=EPS, qkv_order="separate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` `[batch, in_channels, *spatial]` to `[batch, out_channels, *spatial]`."""
+        h: Tensor = self.block(x)
+        return h if self.attention is None else self.attention(h)
+
+
+class CoderLevel(nn.Module):
+    """The stages of one resolution, and the way to the next."""
+
+    def __init__(self, stages: Sequence[CoderStage], resample: Downsample | Upsample | None) -> None:
+        """Join them."""
+        super().__init__()
+        self.stages: nn.ModuleList = nn.ModuleList(stages)
+        self.resample = resample
+
+    def forward(self, x: Tensor, gradient_checkpointing: bool = False) -> Tensor:
+        """Map `x` `[batch, in_channels, *spatial]` to `[batch, out_channels, *resampled]`."""
+        for stage in self.stages:
+            x = _run(stage, x, gradient_checkpointing)
+        return x if self.resample is None else self.resample(x)
+
+
+class Encoder(nn.Module):
+    """Residual blocks, each level at half the size of the one before; then the middle.
+
+    References:
+        Esser et al. 2021, arXiv:2012.09841, table 7; Rombach et al. 2022, arXiv:2112.10752, appendix E.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        base_channels: int,
+        widths: Sequence[int],
+        blocks_per_level: int,
+        attention_levels: Sequence[int],
+        middle_attention: bool,
+        spatial_dims: SpatialDims,
+        dropout: float,
+    ) -> None:
+        """Build the layers; `widths` are the channels of each level, from full size down."""
+        super().__init__()
+        self.conv_in: Conv = conv(spatial_dims, in_channels, base_channels, 3)
+        self.down: nn.ModuleList = nn.ModuleList()
+        width = base_channels
+        for level, out_width in enumerate(widths):
+            stages: list[CoderStage] = []
+            for _ in range(blocks_per_level):
+                attention = level in attention_levels
+                stages.append(_stage(width, out_width, attention, spatial_dims, dropout))
+                width = out_width
+            is_last = level == len(widths) - 1
+            resample = None if is_last else Downsample(channels=width, spatial_dims=spatial_dims, asymmetric=True)
+            self.down.append(CoderLevel(stages, resample))
+        self.middle: CoderLevel = _middle(width, middle_attention, spatial_dims, dropout)
+        self.norm_out: nn.GroupNorm = group_norm(width, eps=EPS)
+        self.conv_out: Conv = conv(spatial_dims, width, out_channels, 3)
+
+    def forward(self, x: Tensor, gradient_checkpointing: bool = False) -> Tensor:
+        """Map `x` `[batch, in_channels, *spatial]` to `[batch, out_channels, *spatial / f]`."""
+        h: Tensor = self.conv_in(x)
+        for level in self.down:
+            h = level(h, gradient_checkpointing)
+        h = self.middle(h, gradient_checkpointing)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return h
+
+
+class Decoder(nn.Module):
+    """The middle; then residual blocks, each level at twice the size of the one before.
+
+    References:
+        As `Encoder`.
+    """
+
+    conv_out: Conv
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        blocks_per_level: int,
+        attention_levels: Sequence[int],
+        middle_attention: bool,
+        spatial_dims: SpatialDims,
+        dropout: float,
+    ) -> None:
+        """Build the layers; `widths` are the channels of each level, from full size down."""
+        super().__init__()
+        width = widths[-1]
+        self.conv_in: Conv = conv(spatial_dims, in_channels, width, 3)
+        self.middle: CoderLevel = _middle(width, middle_attention, spatial_dims, dropout)
+        self.up: nn.ModuleList = nn.ModuleList()
+        for level, out_width in reversed(list(enumerate(widths))):
+            stages: list[CoderStage] = []
+            for _ in range(blocks_per_level + 1):
+                attention = level in attention_levels
+                stages.append(_stage(width, out_width, attention, spatial_dims, dropout))
+                width = out_width
+            resample = Upsample(channels=width, spatial_dims=spatial_dims) if level else None
+            self.up.append(CoderLevel(stages, resample))
+        self.norm_out: nn.GroupNorm = group_norm(width, eps=EPS)
+        self.conv_out = conv(spatial_dims, width, out_channels, 3)
+
+    def forward(self, z: Tensor, gradient_checkpointing: bool = False) -> Tensor:
+        """Map `z` `[batch, in_channels, *spatial]` to `[batch, out_channels, *spatial * f]`."""
+        h: Tensor = self.middle(self.conv_in(z), gradient_checkpointing)
+        for level in self.up:
+            h = level(h, gradient_checkpointing)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return h
+
+
+def _stage(
+    in_channels: int, out_channels: int, attention: bool, spatial_dims: SpatialDims, dropout: float
+) -> CoderStage:
+    return CoderStage(in_channels, out_channels, attention=attention, spatial_dims=spatial_dims, dropout=dropout)
+
+
+def _middle(channels: int, attention: bool, spatial_dims: SpatialDims, dropout: float) -> CoderLevel:
+    """Block, attention, block."""
+    stages = [_stage(channels, channels, here, spatial_dims, dropout) for here in (attention, False)]
+    return CoderLevel(stages, None)
+
+
+def _run(stage: nn.Module, x: Tensor, gradient_checkpointing: bool) -> Tensor:
+    if gradient_checkpointing and torch.is_grad_enabled():
+        again = cast(Tensor, checkpoint(stage, x, use_reentrant=False))
+        return again
+    y: Tensor = stage(x)
+    return y

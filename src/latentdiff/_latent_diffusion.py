@@ -1,0 +1,208 @@
+"""First stage, denoising network, schedule and condition encoder in one module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latentdiff._autoencoder import Autoencoder
+from latentdiff._condition import Condition, ConditionEncoder
+from latentdiff._denoised import Denoise
+from latentdiff._denoiser import Denoiser
+from latentdiff._module import Module
+from latentdiff._noise import draw_noise
+from latentdiff._sampler import Sampler
+from latentdiff._schedule import NoiseSchedule
+from latentdiff._typing import Generator, Images, Latents, Prediction
+from latentdiff._unet import UNet
+from latentdiff.guidance import ClassifierFree
+from latentdiff.losses import DiffusionLoss
+
+
+class LatentDiffusion(Module):
+    """Diffusion in the latent space of an autoencoder (Rombach et al. 2022, arXiv 2112.10752).
+
+    The autoencoder is trained before and stays as it is: it remains in evaluation mode and gets no gradient from
+    `loss`.
+    """
+
+    def __init__(
+        self,
+        *,
+        autoencoder: Autoencoder,
+        unet: UNet,
+        schedule: NoiseSchedule,
+        condition_encoder: ConditionEncoder | None = None,
+        prediction: Prediction = "epsilon",
+        image_size: int | Sequence[int] | None = None,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            autoencoder: Images to latents of unit size and back.
+            unet: Noisy latents, time and condition to a prediction.
+            schedule: How much noise there is at which time.
+            condition_encoder: From what a user gives (labels, text, ...) to a `Condition`; None for an
+                unconditional model.
+            prediction: What the output of `unet` means.
+            image_size: Spatial size that `generate` makes where none is given, one number or one for each axis.
+
+        Raises:
+            ValueError: If epsilon is to be predicted from pure noise, or there is no such prediction.
+        """
+        super().__init__()
+        self.autoencoder: Autoencoder = autoencoder.eval()
+        self.unet = unet
+        self.schedule = schedule
+        self.condition_encoder = condition_encoder
+        self.prediction: Prediction = prediction
+        self.image_size = image_size
+        Denoiser(unet, schedule, prediction)  # refuses what cannot be trained
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as a denoiser of latents."""
+        return Denoiser(self.unet, self.schedule, self.prediction)
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Set the mode of all but the autoencoder."""
+        super().train(mode)
+        self.autoencoder.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, images: Images, generator: Generator = None) -> Latents:
+        """Draw latents of images, without gradients.
+
+        Args:
+            images: `[batch, channels, *spatial]`, floats in [-1, 1].
+            generator: Where the posterior's noise comes from.
+
+        Returns:
+            `[batch, latent_channels, *spatial / f]`, of unit size.
+        """
+        return self.autoencoder.encode(images).sample(generator)
+
+    def decode(self, latents: Latents) -> Images:
+        """Images of latents: `[batch, channels, *spatial]`."""
+        return self.autoencoder.decode(latents)
+
+    def loss(
+        self,
+        images: Images,
+        y: object = None,
+        *,
+        objective: DiffusionLoss | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The denoising loss of images, conditions dropped at the encoder's own rate while training.
+
+        Args:
+            images: `[batch, channels, *spatial]`, floats in [-1, 1].
+            y: What the condition encoder takes.
+            objective: Which loss; None is `DiffusionLoss()`.
+            generator: Where latents, drop-out, times and noise come from.
+
+        Returns:
+            Mean over the batch, `[]`.
+
+        Raises:
+            ValueError: If `y` is given to an unconditional model, or missing for a conditional one.
+        """
+        latents = self.encode(images, generator)
+        condition = self._condition(y, len(latents))
+        if condition is not None and self.condition_encoder is not None and self.training:
+            condition = self.condition_encoder.drop(condition, self.condition_encoder.dropout, generator)
+        return (objective or DiffusionLoss())(self.denoiser, latents, condition, generator=generator).loss
+
+    @torch.no_grad()
+    def generate(
+        self,
+        y: object = None,
+        *,
+        batch: int | None = None,
+        size: int | Sequence[int] | None = None,
+        sampler: Sampler | None = None,
+        guidance_scale: float = 1.0,
+        generator: Generator = None,
+        progress: bool = False,
+    ) -> Images:
+        """Draw images.
+
+        Args:
+            y: What the condition encoder takes; None draws from the unconditional model.
+            batch: How many, where `y` does not say it.
+            size: Spatial size of the images; None is `image_size`.
+            sampler: None is `Sampler("dpmpp_2m", steps=25)`.
+            guidance_scale: 1 is none; above 1 follows the condition more closely.
+            generator: Where noise comes from.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            `[batch, channels, *spatial]`, in the range of the autoencoder's data.
+
+        Raises:
+            ValueError: If the number or size of the images is not known, `y` does not fit the model, or guidance is
+                asked of a model that never learned without condition.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            condition = self._condition_to_draw(y, batch)
+            count = len(condition) if condition is not None else _known_batch(batch)
+            denoiser: Denoise = self.denoiser
+            if guidance_scale != 1:
+                denoiser = ClassifierFree(denoiser, guidance_scale, negative=self._null(count))
+            device = next(self.unet.parameters()).device
+            shape = (count, self.autoencoder.latent_channels, *self._latent_size(size))
+            noise = draw_noise(shape, generator, device=device)
+            latents = (sampler or Sampler("dpmpp_2m", steps=25)).sample(
+                denoiser, noise, condition, generator=generator, progress=progress
+            )
+            return self.autoencoder.clamp(self.decode(latents))
+        finally:
+            self.train(was_training)
+
+    def _condition(self, y: object, batch: int | None = None) -> Condition | None:
+        """The condition of `y`, which must be given exactly where there is an encoder."""
+        if self.condition_encoder is None:
+            if y is not None:
+                raise ValueError(
+                    "y must be None for a model without condition_encoder; build it with one to give labels"
+                )
+            return None
+        if y is None:
+            raise ValueError("y must be given to a model with a condition_encoder, got None")
+        condition: Condition = self.condition_encoder(y)
+        if batch is not None and len(condition) != batch:
+            raise ValueError(f"y must have the {batch} samples of images, got {len(condition)}")
+        return condition
+
+    def _condition_to_draw(self, y: object, batch: int | None) -> Condition | None:
+        if y is None and self.condition_encoder is not None:
+            return self._null(_known_batch(batch))
+        return self._condition(y, batch)
+
+    def _null(self, batch: int) -> Condition:
+        if self.condition_encoder is None:
+            raise ValueError("guidance_scale must be 1 for a model without condition_encoder")
+        self.condition_encoder.require_null()
+        return self.condition_encoder.null(batch)
+
+    def _latent_size(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
+        """The spatial size of latents of images of `size`."""
+        if (size := self.image_size if size is None else size) is None:
+            raise ValueError("size must be given to a model without image_size")
+        dims, factor = self.autoencoder.spatial_dims, self.autoencoder.downsampling_factor
+        axes = (size,) * dims if isinstance(size, int) else tuple(size)
+        if len(axes) != dims or any(n < 1 or n % factor for n in axes):
+            raise ValueError(f"size must be {dims} positive multiples of {factor}, the downsampling factor, got {size}")
+        return tuple(n // factor for n in axes)
+
+
+def _known_batch(batch: int | None) -> int:
+    if batch is None or batch < 1:
+        raise ValueError(f"batch must be given, at least 1, where y does not say it, got {batch}")
+    return batch

@@ -1,0 +1,223 @@
+"""Vector quantisation: each vector of a map becomes its nearest code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentdiff._checks import check_floating, check_positive, check_shape, working_dtype
+from latentdiff._codebook import CodebookAverage, k_means, nearest_codes
+from latentdiff._module import Module
+from latentdiff._typing import Latents
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """What a `VectorQuantizer` makes of a map.
+
+    Attributes:
+        latents: The codes, `[batch, dim, *spatial]`; their gradient passes straight through to the input.
+        indices: Which codes, int64 `[batch, *spatial]`.
+        loss: `[]`, a mean over all elements.
+        perplexity: exp(entropy of the use of codes in this batch, in nats), `[]`, from 1 to codebook_size.
+        usage: Fraction of the codes that this batch uses, `[]`, in (0, 1].
+    """
+
+    latents: Latents
+    indices: Tensor
+    loss: Tensor
+    perplexity: Tensor
+    usage: Tensor
+
+
+class VectorQuantizer(Module):
+    r"""A codebook, and the way of each vector to its nearest code (van den Oord et al. 2017, arXiv:1711.00937).
+
+    With \(e\) the code nearest to \(z\) and sg no gradient, the output is \(z + \mathrm{sg}[e - z]\), and
+
+    \[ L = w\, \overline{\lVert \mathrm{sg}[z] - e \rVert^2} + \beta\, \overline{\lVert z - \mathrm{sg}[e] \rVert^2} \]
+
+    with \(w\) the `codebook_weight` and \(\beta\) the `commitment_weight` (eq. 3; means over elements). The published
+    models of VQGAN and latent diffusion were trained with the two weights exchanged: 0.25 on the codebook, 1 on the
+    commitment.
+
+    With `decay` the codebook has no gradient and no first term: it is a moving average of the vectors it stands for
+    (`CodebookAverage`), updated by `forward` in training mode, over all processes of `torch.distributed`.
+
+    Half precision and autocast are safe: distances, loss and codes are computed in float32 at least.
+    """
+
+    codebook: Tensor
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        dim: int,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+        decay: float | None = None,
+        restart_below: float = 0.0,
+        cosine: bool = False,
+    ) -> None:
+        r"""Draw the codes from \(U(-1/K, 1/K)\).
+
+        Args:
+            codebook_size: Number of codes K.
+            dim: Size of a code.
+            commitment_weight: Beta, on the term that draws the input to its code.
+            codebook_weight: On the term that draws the code to the input; only without `decay`.
+            decay: Of the moving average, in [0, 1), such as 0.99; None learns the codebook by gradient.
+            restart_below: With `decay`: a code with fewer vectors a step than this, on average, starts again at a
+                vector of the batch; 0 for never.
+            cosine: Whether vectors and codes are scaled to length 1 before they are compared (Yu et al. 2021,
+                arXiv:2110.04627, sec. 3.2); latents then have length 1 too.
+
+        Raises:
+            ValueError: If a number is out of range, or has no use in this combination.
+        """
+        super().__init__()
+        check_positive("codebook_size", codebook_size)
+        check_positive("dim", dim)
+        if commitment_weight < 0 or codebook_weight < 0:
+            raise ValueError(
+                "commitment_weight and codebook_weight must not be negative, "
+                f"got {commitment_weight} and {codebook_weight}"
+            )
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"decay must be None or in [0, 1), got {decay}")
+        if decay is not None and codebook_weight != 1:
+            raise ValueError(
+                f"codebook_weight must be left at 1 with decay: there is no such term, got {codebook_weight}"
+            )
+        if restart_below < 0 or (restart_below > 0 and decay is None):
+            raise ValueError(f"restart_below must be 0, or positive together with decay, got {restart_below}")
+        self.codebook_size = codebook_size
+        self.dim = dim
+        self.commitment_weight = commitment_weight
+        self.codebook_weight = codebook_weight
+        self.decay = decay
+        self.restart_below = restart_below
+        self.cosine = cosine
+        codes = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        self.average: CodebookAverage | None = None
+        if decay is None:
+            self.codebook = nn.Parameter(codes)
+        else:
+            self.register_buffer("codebook", codes)
+            self.average = CodebookAverage(codes, decay=decay, restart_below=restart_below)
+
+    def forward(self, z: Latents, generator: torch.Generator | None = None) -> Quantized:
+        """Quantize, and in training mode with `decay` move the codebook afterwards.
+
+        Args:
+            z: `[batch, dim, *spatial]`, any number of spatial axes.
+            generator: For restarts of dead codes.
+
+        Returns:
+            Codes with a straight-through gradient, indices, loss and statistics of use.
+
+        Raises:
+            ValueError: If the shape does not fit.
+            TypeError: If `z` is not floating.
+        """
+        quantized = self.quantize(z)
+        if self.training and self.average is not None:
+            vectors = self._vectors(z).detach()
+            self.codebook.copy_(self.average.update(vectors, quantized.indices.flatten(), generator))
+        return quantized
+
+    def quantize(self, z: Latents) -> Quantized:
+        """Quantize and leave the codebook as it is, whatever the mode.
+
+        Args:
+            z: `[batch, dim, *spatial]`.
+
+        Returns:
+            As `forward`.
+
+        Raises:
+            ValueError: If the shape does not fit.
+            TypeError: If `z` is not floating.
+        """
+        check_floating("z", z)
+        check_shape("z", z, "batch dim ...", dim=self.dim)
+        vectors = self._vectors(z)
+        codebook = self._codes(vectors.dtype)
+        indices = nearest_codes(vectors, codebook)
+        codes = F.embedding(indices, codebook)
+        loss = self.commitment_weight * (vectors - codes.detach()).square().mean()
+        if self.average is None:
+            loss = loss + self.codebook_weight * (vectors.detach() - codes).square().mean()
+        latents = vectors + (codes - vectors).detach()  # straight through; to rounding, this is the code
+        perplexity, usage = self._use(indices, vectors.dtype)
+        shape = (z.shape[0], *z.shape[2:])
+        return Quantized(
+            latents.reshape(*shape, self.dim).movedim(-1, 1).to(z.dtype),
+            indices.reshape(shape),
+            loss,
+            perplexity,
+            usage,
+        )
+
+    def lookup(self, indices: Tensor) -> Latents:
+        """The codes of `indices`.
+
+        Args:
+            indices: `[batch, *spatial]`, integers in 0 ... codebook_size - 1.
+
+        Returns:
+            `[batch, dim, *spatial]`, in the codebook's dtype.
+
+        Raises:
+            TypeError: If `indices` are not integers.
+            ValueError: If one is out of range.
+        """
+        check_shape("indices", indices, "batch ...")
+        if indices.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"indices must be int64 or int32, got {indices.dtype}")
+        if indices.device.type == "cpu" and not torch.compiler.is_compiling():
+            least, most = (int(bound) for bound in torch.aminmax(indices))
+            if least < 0 or most >= self.codebook_size:
+                raise ValueError(f"indices must be in [0, {self.codebook_size - 1}], got values in [{least}, {most}]")
+        return F.embedding(indices, self._codes(self.codebook.dtype)).movedim(-1, 1)
+
+    @torch.no_grad()
+    def initialize(self, z: Latents, *, iterations: int = 10, generator: torch.Generator | None = None) -> None:
+        """Place the codes at the k-means of vectors, over all processes: a start from which few codes die.
+
+        Args:
+            z: `[batch, dim, *spatial]`, an encoder's outputs; more vectors than codes.
+            iterations: Of Lloyd's algorithm; 0 places the codes at vectors drawn at random.
+            generator: For the draw of the first centres.
+
+        Raises:
+            ValueError: If the shape does not fit.
+            TypeError: If `z` is not floating.
+        """
+        check_floating("z", z)
+        check_shape("z", z, "batch dim ...", dim=self.dim)
+        self.codebook.copy_(k_means(self._vectors(z), self.codebook_size, iterations, generator))
+        if self.average is not None:
+            self.average.start(self.codebook)
+
+    def _vectors(self, z: Latents) -> Tensor:
+        """`z` `[batch, dim, *spatial]` as vectors `[count, dim]`, as they are compared."""
+        vectors = z.movedim(1, -1).reshape(-1, self.dim).to(working_dtype(z.dtype))
+        return F.normalize(vectors, dim=1) if self.cosine else vectors
+
+    def _codes(self, dtype: torch.dtype) -> Tensor:
+        """The codes `[codebook_size, dim]` as they are compared."""
+        codes = self.codebook.to(dtype)
+        return F.normalize(codes, dim=1) if self.cosine else codes
+
+    def _use(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Perplexity and usage of `indices` `[count]`."""
+        counts = torch.zeros(self.codebook_size, dtype=dtype, device=indices.device)
+        counts = counts.index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
+        probabilities = counts / len(indices)
+        entropy = -torch.xlogy(probabilities, probabilities).sum()
+        return entropy.exp(), (counts > 0).to(dtype).mean()

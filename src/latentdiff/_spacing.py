@@ -1,0 +1,104 @@
+"""Where on the path a sampler stops: times of n steps, falling, the clean end excluded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from latentdiff._schedule import NoiseSchedule
+from latentdiff.solvers import Spacing
+
+Ramp: TypeAlias = Callable[[float, float, Tensor], Tensor]
+"""Noise levels between the highest and the lowest, for fractions 0 ... 1 of the way."""
+
+
+def _leading(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Multiples of T / steps from 0: the last time is 0, the first is below T - 1 (DDIM)."""
+    return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (schedule.num_timesteps / steps)
+
+
+def _linspace(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Evenly from T - 1 to 0, both included."""
+    return torch.linspace(schedule.num_timesteps - 1, 0, steps, dtype=torch.float64)
+
+
+def _trailing(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Evenly from T - 1 in strides of T / steps, so that the clean end is one stride away too (Lin et al. 2024)."""
+    return schedule.num_timesteps * (1 - torch.arange(steps, dtype=torch.float64) / steps) - 1
+
+
+def _beta(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Quantiles of Beta(0.6, 0.6): dense at both ends (Lee et al. 2024, arXiv 2407.12173)."""
+    quantiles = _symmetric_beta_quantile(torch.linspace(1, 0, steps, dtype=torch.float64), 0.6)
+    return quantiles * (schedule.num_timesteps - 1)
+
+
+def _polynomial(power: float) -> Ramp:
+    """Evenly in sigma / alpha to the 1 / power."""
+    return lambda high, low, ramp: torch.lerp(
+        torch.full_like(ramp, high ** (1 / power)), torch.full_like(ramp, low ** (1 / power)), ramp
+    ).pow(power)
+
+
+def _exponential(power: float) -> Ramp:
+    """log(sigma / alpha) along a power of the way; with power 1 evenly in log SNR."""
+    return lambda high, low, ramp: torch.exp(
+        math.log(high) + (math.log(low) - math.log(high)) * (1 - (1 - ramp).pow(power))
+    )
+
+
+def _by_noise_level(ramp: Ramp) -> Callable[[NoiseSchedule, int], Tensor]:
+    """Times of noise levels from T - 1 to 0; pure noise has none, there the ramp begins one time later."""
+
+    def spacing(schedule: NoiseSchedule, steps: int) -> Tensor:
+        first = schedule.num_timesteps - 1.0
+        start = torch.tensor([first], dtype=torch.float64)
+        if steps == 1 or first == 0:
+            return torch.linspace(first, 0, steps, dtype=torch.float64)
+        starts_in_pure_noise = schedule.alpha(first) == 0
+        high = schedule.point(first - 1 if starts_in_pure_noise else first).noise_level
+        fractions = torch.linspace(0, 1, steps - starts_in_pure_noise, dtype=torch.float64)
+        levels = ramp(high, schedule.point(0.0).noise_level, fractions)
+        times = schedule.timestep(-2 * levels.log())
+        return torch.cat([start, times if starts_in_pure_noise else times[1:]])
+
+    return spacing
+
+
+SPACINGS: Final[dict[Spacing, Callable[[NoiseSchedule, int], Tensor]]] = {
+    "leading": _leading,
+    "linspace": _linspace,
+    "trailing": _trailing,
+    "karras": _by_noise_level(_polynomial(7.0)),  # Karras et al. 2022, arXiv 2206.00364, eq. 5
+    "exponential": _by_noise_level(_exponential(1.0)),
+    "polyexponential": _by_noise_level(_exponential(1.5)),
+    "beta": _beta,
+    "logsnr": _by_noise_level(_exponential(1.0)),
+}
+"""Times of n steps by name: float64 `[steps]`, falling."""
+
+
+def _symmetric_beta_quantile(probability: Tensor, a: float) -> Tensor:
+    """Inverse of the distribution function of Beta(a, a), by bisection on its power series."""
+    target = torch.minimum(probability, 1 - probability)
+    low, high = torch.zeros_like(target), torch.full_like(target, 0.5)
+    half_mass = 2 * _incomplete_beta(high, a)
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_below = _incomplete_beta(middle, a) / half_mass < target
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+    quantile = torch.where(target == 0, 0.0, (low + high) / 2)
+    return torch.where(probability <= 0.5, quantile, 1 - quantile)
+
+
+def _incomplete_beta(z: Tensor, a: float) -> Tensor:
+    """The integral of (x (1 - x)) ** (a - 1) over 0 ... z, for z up to 1/2: its terms fall like 2 ** -k there."""
+    total, coefficient = torch.zeros_like(z), 1.0
+    for k in range(64):
+        total += coefficient / (a + k) * z**k
+        coefficient *= (k + 1 - a) / (k + 1)
+    return z**a * total

@@ -1,0 +1,443 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers.models.autoencoders.vae import VectorQuantizer as Peer
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from latentdiff import VectorQuantizer, _codebook
+from latentdiff._codebook import CodebookAverage, k_means, nearest_codes
+
+SEEDS = st.integers(0, 2**31 - 1)
+SHAPES = [(2, 3), (2, 3, 7), (2, 3, 5, 4), (2, 3, 4, 5, 6)]
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def quantizer(
+    size: int = 11,
+    dim: int = 3,
+    *,
+    commitment_weight: float = 0.25,
+    codebook_weight: float = 1.0,
+    decay: float | None = None,
+    restart_below: float = 0.0,
+    cosine: bool = False,
+    seed: int = 0,
+) -> VectorQuantizer:
+    """A quantizer with codes of unit size."""
+    made = VectorQuantizer(
+        codebook_size=size,
+        dim=dim,
+        commitment_weight=commitment_weight,
+        codebook_weight=codebook_weight,
+        decay=decay,
+        restart_below=restart_below,
+        cosine=cosine,
+    )
+    with torch.no_grad():
+        made.codebook.copy_(randn(size, dim, seed=seed))
+    if made.average is not None:
+        made.average.start(made.codebook)
+    return made
+
+
+def brute_force(vectors: Tensor, codebook: Tensor) -> Tensor:
+    return (vectors[:, None].double() - codebook.double()).square().sum(2).argmin(1)
+
+
+# The nearest code
+
+
+@given(SEEDS, st.integers(1, 40), st.integers(1, 30), st.integers(1, 9), st.integers(1, 200))
+def test_search_in_chunks_is_brute_force(seed: int, count: int, size: int, dim: int, elements: int) -> None:
+    vectors, codebook = randn(count, dim, seed=seed), randn(size, dim, seed=seed + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_codebook, "SEARCH_ELEMENTS", {"cpu": elements})
+        found = nearest_codes(vectors, codebook)
+    assert torch.equal(found, brute_force(vectors, codebook))
+    assert found.dtype == torch.int64
+
+
+def test_search_never_holds_more_distances_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    addmm = torch.addmm
+
+    def watched(*args: Tensor, alpha: float) -> Tensor:
+        distances = addmm(*args, alpha=alpha)
+        seen.append(distances.numel())
+        return distances
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    nearest_codes(randn(5000, 3), randn(700, 3, seed=1))
+    assert len(seen) > 1
+    assert max(seen) <= _codebook.SEARCH_ELEMENTS["cpu"]
+
+
+@given(SEEDS, st.integers(1, 33), st.integers(2, 70), st.integers(1, 70))
+def test_of_equal_codes_the_first_is_taken(seed: int, count: int, size: int, dim: int) -> None:
+    codebook = randn(1, dim, seed=seed).expand(size, dim)
+    assert nearest_codes(randn(count, dim, seed=seed + 1), codebook).eq(0).all()
+
+
+def test_halfway_between_two_codes_the_first_is_taken() -> None:
+    codebook = torch.tensor([[5.0, 5.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    assert nearest_codes(torch.zeros(3, 2), codebook).tolist() == [1, 1, 1]
+
+
+def test_codes_far_from_the_origin_are_told_apart() -> None:
+    codebook = 1000 + 0.01 * randn(50, 4)  # squares differ by 1e-4 of 4e6: lost in float32
+    vectors = codebook[torch.arange(49, -1, -1)] + 0.001 * randn(50, 4, seed=1)
+    assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
+
+
+# Values
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=len)
+def test_every_vector_of_a_map_of_any_rank_becomes_its_nearest_code(shape: tuple[int, ...]) -> None:
+    vq, z = quantizer(), randn(*shape, seed=3)
+    out = vq(z)
+    vectors = z.movedim(1, -1).reshape(-1, 3)
+    expected = brute_force(vectors, vq.codebook)
+    assert out.latents.shape == shape
+    assert out.indices.shape == (shape[0], *shape[2:])
+    assert torch.equal(out.indices.flatten(), expected)
+    torch.testing.assert_close(out.latents.movedim(1, -1).reshape(-1, 3), vq.codebook[expected])
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_output_loss_and_gradients_are_those_of_diffusers(legacy: bool) -> None:
+    peer = Peer(11, 3, beta=0.25, legacy=legacy)
+    weights = (1.0, 0.25) if legacy else (0.25, 1.0)
+    vq = quantizer(commitment_weight=weights[0], codebook_weight=weights[1])
+    peer.embedding.weight.data.copy_(vq.codebook.data)
+    z, upstream = randn(2, 3, 5, 4, seed=3), randn(2, 3, 5, 4, seed=4)
+    ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
+    out = vq(ours)
+    latents, loss, (_, _, indices) = peer(theirs)
+    ((out.latents * upstream).sum() + out.loss).backward()
+    ((latents * upstream).sum() + loss).backward()
+    assert torch.equal(out.indices.flatten(), indices)
+    assert torch.equal(out.latents, latents)  # both z + (e - z)
+    torch.testing.assert_close(out.loss, loss)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    torch.testing.assert_close(vq.codebook.grad, peer.embedding.weight.grad)
+
+
+@pytest.mark.parametrize(("commitment", "codebook"), [(0.25, 1.0), (1.0, 0.25), (0.0, 1.0)])
+def test_gradients_are_the_formulas(commitment: float, codebook: float) -> None:
+    vq = quantizer(commitment_weight=commitment, codebook_weight=codebook).double()
+    z = randn(2, 3, 5, 4, seed=3, dtype=torch.float64).requires_grad_()
+    upstream = randn(2, 3, 5, 4, seed=4, dtype=torch.float64)
+    out = vq(z)
+    ((out.latents * upstream).sum() + out.loss).backward()
+    codes = vq.lookup(out.indices).detach()
+    torch.testing.assert_close(z.grad, upstream + commitment * 2 * (z.detach() - codes) / z.numel())
+    differences = (codes - z.detach()).movedim(1, -1).reshape(-1, 3)
+    expected = torch.zeros(11, 3, dtype=torch.float64).index_add_(0, out.indices.flatten(), differences)
+    torch.testing.assert_close(vq.codebook.grad, codebook * 2 * expected / z.numel())
+    torch.testing.assert_close(out.loss.detach(), (commitment + codebook) * (codes - z.detach()).square().mean())
+
+
+@given(SEEDS)
+def test_quantizing_twice_is_once(seed: int) -> None:
+    vq = quantizer(seed=seed)
+    once = vq(randn(2, 3, 5, 4, seed=seed + 1))
+    twice = vq(once.latents)
+    assert torch.equal(once.indices, twice.indices)
+    torch.testing.assert_close(once.latents, twice.latents)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_lookup_is_undone_by_quantizing(cosine: bool) -> None:
+    vq, indices = quantizer(cosine=cosine), torch.arange(10).reshape(1, 2, 5)
+    latents = vq.lookup(indices)
+    assert latents.shape == (1, 3, 2, 5)
+    out = vq(latents)
+    assert torch.equal(out.indices, indices)
+    torch.testing.assert_close(out.latents, latents)
+    assert out.loss < 1e-12
+
+
+def test_perplexity_and_usage_count_codes() -> None:
+    vq = quantizer()
+    even, single = vq(vq.lookup(torch.arange(11)[None])), vq(vq.lookup(torch.full((2, 4), 5)))
+    torch.testing.assert_close(even.perplexity, torch.tensor(11.0))
+    torch.testing.assert_close(even.usage, torch.tensor(1.0))
+    torch.testing.assert_close(single.perplexity, torch.tensor(1.0))
+    torch.testing.assert_close(single.usage, torch.tensor(1 / 11))
+
+
+def test_cosine_codes_see_directions_only() -> None:
+    vq, z = quantizer(cosine=True), randn(2, 3, 5, 4, seed=3)
+    out, scaled = vq(z), vq(7.5 * z)
+    assert torch.equal(out.indices, scaled.indices)
+    torch.testing.assert_close(out.latents.norm(dim=1), torch.ones(2, 5, 4))
+    similarity = torch.cosine_similarity(z.movedim(1, -1)[..., None, :], vq.codebook, dim=-1)
+    assert torch.equal(out.indices, similarity.argmax(-1))
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_maps_are_compared_in_float32(dtype: torch.dtype) -> None:
+    vq, z = quantizer(size=500), randn(2, 3, 9, 8, seed=3).to(dtype)
+    out = vq(z)
+    assert torch.equal(out.indices, vq(z.float()).indices)
+    assert out.latents.dtype == dtype
+    assert out.loss.dtype == out.perplexity.dtype == torch.float32
+
+
+def test_autocast_changes_nothing() -> None:
+    vq, z = quantizer(size=500), randn(2, 3, 9, 8, seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = vq(z)
+    plain = vq(z)
+    assert torch.equal(cast.indices, plain.indices)
+    assert torch.equal(cast.loss, plain.loss)
+    assert torch.equal(cast.latents, plain.latents)
+
+
+def test_an_averaged_codebook_in_half_precision_refuses_to_learn() -> None:
+    vq = quantizer(decay=0.9).bfloat16()
+    with pytest.raises(ValueError, match=r"must be float32 or float64 to learn, got torch.bfloat16; .* use autocast"):
+        vq(randn(2, 3, 5, 4))
+    vq.eval()(randn(2, 3, 5, 4))
+
+
+# The averaged codebook
+
+
+def holds(average: CodebookAverage, codebook: Tensor) -> bool:
+    return bool((average.size > 0).all()) and torch.allclose(average.sum / average.size[:, None], codebook, rtol=1e-6)
+
+
+def test_averages_are_the_closed_form() -> None:
+    decay = 0.8
+    vq = quantizer(decay=decay).double()
+    assert vq.average is not None
+    size, total = torch.ones(11, dtype=torch.float64), vq.codebook.clone()
+    for step in range(7):
+        z = randn(2, 3, 5, 4, seed=step, dtype=torch.float64)
+        vectors = z.movedim(1, -1).reshape(-1, 3)
+        mine = torch.nn.functional.one_hot(brute_force(vectors, total / size[:, None]), 11).double()
+        size = decay * size + (1 - decay) * mine.sum(0)
+        total = decay * total + (1 - decay) * mine.T @ vectors
+        vq(z)
+        torch.testing.assert_close(vq.average.size, size)
+        torch.testing.assert_close(vq.codebook, total / size[:, None])
+
+
+def test_the_output_is_that_of_the_codebook_before_the_step() -> None:
+    vq, z = quantizer(decay=0.5), randn(2, 3, 5, 4, seed=3)
+    before = copy.deepcopy(vq)
+    out = vq(z)
+    torch.testing.assert_close(out.latents, before.quantize(z).latents)
+    assert not torch.equal(vq.codebook, before.codebook)
+
+
+def test_an_averaged_codebook_has_no_gradient_and_no_term_of_its_own() -> None:
+    vq, z = quantizer(decay=0.9), randn(2, 3, 5, 4, seed=3).requires_grad_()
+    out = vq(z)
+    out.loss.backward()
+    assert not list(vq.parameters())
+    assert z.grad is not None
+    codes = out.latents.detach()
+    torch.testing.assert_close(out.loss.detach(), 0.25 * (codes - z.detach()).square().mean())
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_evaluation_and_quantize_leave_the_codebook_alone(decay: float | None) -> None:
+    vq = quantizer(decay=decay)
+    before = copy.deepcopy(vq.state_dict())
+    vq.quantize(randn(2, 3, 5, 4))
+    vq.eval()(randn(2, 3, 5, 4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in vq.state_dict().items())
+
+
+def test_a_code_that_nobody_uses_stays_where_it_is_for_ever() -> None:
+    vq = quantizer(decay=0.1)
+    with torch.no_grad():
+        vq.codebook[4] = 100.0
+    assert vq.average is not None
+    vq.average.start(vq.codebook)
+    for step in range(80):  # 0.1 ** 80 underflows in float32
+        vq(randn(2, 3, 5, 4, seed=step))
+    torch.testing.assert_close(vq.codebook[4], torch.full((3,), 100.0))
+    assert holds(vq.average, vq.codebook)
+
+
+def test_dead_codes_come_back_at_vectors_of_the_batch_and_averages_hold() -> None:
+    vq = quantizer(size=20, decay=0.5, restart_below=0.1)
+    with torch.no_grad():
+        vq.codebook.copy_(50 + 0.01 * randn(20, 3))  # collapsed, far from all data
+    assert vq.average is not None
+    vq.average.start(vq.codebook)
+    assert vq.quantize(randn(2, 3, 9, 8)).usage < 0.5
+    for step in range(30):
+        vq(randn(2, 3, 9, 8, seed=step), generator=torch.Generator().manual_seed(step))
+        assert holds(vq.average, vq.codebook)
+    out = vq.quantize(randn(2, 3, 9, 8, seed=99))
+    assert out.usage > 0.9
+    assert out.perplexity > 10
+    still_dead = quantizer(size=20, decay=0.5)
+    still_dead.load_state_dict(vq.state_dict())  # restarts are no state
+
+
+def test_a_restarted_code_is_a_vector_of_the_batch() -> None:
+    average = CodebookAverage(randn(4, 3), decay=0.0, restart_below=0.5)
+    vectors = randn(10, 3, seed=1)
+    codebook = average.update(vectors, torch.zeros(10, dtype=torch.int64), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(codebook[0], vectors.mean(0))
+    nearest = (codebook[1:, None] - vectors).square().sum(2).amin(1)
+    assert (nearest < 1e-12).all()
+    assert torch.equal(average.size, torch.tensor([10.0, 1.0, 1.0, 1.0]))
+
+
+def test_restarts_are_drawn_from_the_generator() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        vq = quantizer(size=20, decay=0.5, restart_below=3.0)
+        generator = torch.Generator().manual_seed(seed)
+        for step in range(3):  # codes start with twice the count below which they are dead
+            vq(randn(2, 3, 5, 4, seed=step), generator=generator)
+        runs.append(vq.codebook.clone())
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+# k-means
+
+
+def clusters(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Eight centres at the corners of a cube, and twenty vectors close around each."""
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
+    return corners, (corners[:, None] + 0.01 * randn(8, 20, 3, seed=seed)).reshape(-1, 3)
+
+
+def test_k_means_never_gets_worse_and_ends_at_means() -> None:
+    _, vectors = clusters()
+    errors = []
+    for iterations in (0, 1, 2, 5, 20):
+        centers = k_means(vectors, 8, iterations, torch.Generator().manual_seed(0))
+        indices = nearest_codes(vectors, centers)
+        errors.append((vectors - centers[indices]).square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0]
+    for k in indices.unique():
+        torch.testing.assert_close(centers[k], vectors[indices == k].mean(0))
+
+
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_initialize_starts_from_the_data_and_keeps_averages(decay: float | None) -> None:
+    corners, vectors = clusters()
+    vq = VectorQuantizer(codebook_size=24, dim=3, decay=decay)
+    vq.initialize(vectors.T.reshape(1, 3, 20, 8), generator=torch.Generator().manual_seed(0))
+    assert (torch.cdist(corners, vq.codebook).amin(1) < 0.1).all()
+    if vq.average is not None:
+        assert holds(vq.average, vq.codebook)
+
+
+def test_initialize_takes_fewer_vectors_than_codes() -> None:
+    vq, z = VectorQuantizer(codebook_size=24, dim=3), randn(1, 3, 5)
+    vq.initialize(z)
+    torch.testing.assert_close(vq.quantize(z).latents, z)
+
+
+# Processes
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    vq = quantizer(size=20, decay=0.5, restart_below=1.0)
+    vq.initialize(randn(2, 3, 5, 4, seed=rank), generator=torch.Generator().manual_seed(rank))
+    started = copy.deepcopy(vq.state_dict())
+    plain = quantizer(decay=0.5)
+    for step in range(4):
+        z = randn(2, 3, 5, 4, seed=10 * step + rank)
+        vq(z, generator=torch.Generator().manual_seed(rank))
+        plain(z)
+    torch.save((started, vq.state_dict(), plain.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_codebook_that_of_the_joint_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for mine, other in zip(first, second, strict=True):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+    alone = quantizer(decay=0.5)
+    for step in range(4):
+        alone(torch.cat([randn(2, 3, 5, 4, seed=10 * step + rank) for rank in range(2)]))
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(tensor, first[2][name])
+
+
+# The module
+
+
+def test_codes_start_uniform_in_the_published_interval() -> None:
+    codes = VectorQuantizer(codebook_size=1000, dim=4).codebook
+    assert codes.abs().max() <= 1e-3
+    assert codes.std().item() == pytest.approx(1e-3 / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": 0.99, "restart_below": 0.5}, {"cosine": True}])
+def test_config_builds_it_again(options: dict[str, float]) -> None:
+    vq = VectorQuantizer(codebook_size=11, dim=3, **options)  # type: ignore[arg-type]
+    again = VectorQuantizer(**vq.config)  # type: ignore[arg-type]
+    assert again.config == vq.config
+    again.load_state_dict(vq.state_dict())
+
+
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9, "restart_below": 0.5}, {"cosine": True}])
+def test_it_compiles_as_one_graph(options: dict[str, float]) -> None:
+    torch.compiler.reset()
+    vq = VectorQuantizer(codebook_size=11, dim=3, **options)  # type: ignore[arg-type]
+    expected = copy.deepcopy(vq).quantize(randn(2, 3, 5, 4))
+    out = torch.compile(vq, backend="eager", fullgraph=True)(randn(2, 3, 5, 4))
+    assert torch.equal(out.indices, expected.indices)
+    torch.testing.assert_close(out.loss, expected.loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codebook_size": 0}, "codebook_size must be positive, got 0"),
+        ({"dim": -1}, "dim must be positive, got -1"),
+        ({"decay": 1.0}, r"decay must be None or in \[0, 1\), got 1.0"),
+        ({"commitment_weight": -1.0}, "must not be negative, got -1.0 and 1.0"),
+        ({"decay": 0.9, "codebook_weight": 0.25}, "codebook_weight must be left at 1 with decay"),
+        ({"restart_below": 0.5}, "restart_below must be 0, or positive together with decay, got 0.5"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
+    arguments = {"codebook_size": 11, "dim": 3, **options}
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizer(**arguments)  # type: ignore[arg-type]
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    vq = quantizer()
+    with pytest.raises(ValueError, match="z must have dim=3, got dim=4 in"):
+        vq(randn(2, 4, 5))
+    with pytest.raises(TypeError, match=r"z must be floating, got torch.int64"):
+        vq(torch.zeros(2, 3, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"z must not be empty, got shape \[0, 3, 5\]"):
+        vq(torch.zeros(0, 3, 5))
+    with pytest.raises(ValueError, match=r"indices must be in \[0, 10\], got values in \[-1, 11\]"):
+        vq.lookup(torch.tensor([[-1, 11]]))
+    with pytest.raises(TypeError, match=r"indices must be int64 or int32, got torch.float32"):
+        vq.lookup(torch.zeros(2, 5))
