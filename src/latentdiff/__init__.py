@@ -18,6 +18,7 @@ from latentdiff._denoised import Denoised as Denoised
 from latentdiff._denoiser import Denoiser as Denoiser
 from latentdiff._distributions import DiagonalGaussian as DiagonalGaussian
 from latentdiff._distributions import Gaussian as Gaussian
+from latentdiff._distributions import PointMass as PointMass
 from latentdiff._errors import CheckpointError as CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
 from latentdiff._module import Module as Module
@@ -53,6 +54,7 @@ __all__ = [
     "Module",
     "NoiseSchedule",
     "Point",
+    "PointMass",
     "Quantized",
     "Sampler",
     "Step",

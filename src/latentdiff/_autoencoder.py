@@ -67,6 +67,12 @@ class Autoencoder(Module):
     `latent_scaling` and `latent_shift` in the state dict, and keep that dtype in a half-precision module.
 
     Inputs of any floating dtype are cast to that of the weights; posteriors are float32 at least.
+
+    Example:
+        >>> autoencoder = Autoencoder(base_channels=8, channel_multipliers=(1, 2, 2))
+        >>> latents = autoencoder.encode(torch.zeros(1, 3, 16, 24)).sample()
+        >>> latents.shape, autoencoder.decode(latents).shape
+        (torch.Size([1, 4, 4, 6]), torch.Size([1, 3, 16, 24]))
     """
 
     latent_scaling: Tensor

@@ -48,6 +48,12 @@ class VectorQuantizer(Module):
     (`CodebookAverage`), updated by `forward` in training mode, over all processes of `torch.distributed`.
 
     Half precision and autocast are safe: distances, loss and codes are computed in float32 at least.
+
+    Example:
+        >>> quantizer = VectorQuantizer(codebook_size=512, dim=4, decay=0.99)
+        >>> quantized = quantizer(torch.randn(2, 4, 8, 6))
+        >>> quantized.latents.shape, quantized.indices.shape
+        (torch.Size([2, 4, 8, 6]), torch.Size([2, 8, 6]))
     """
 
     codebook: Tensor
