@@ -44,9 +44,9 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "labels: range": (
         lambda: small_model().loss(pictures, labels + 4),
         ValueError,
-        r"y must be in \[0, 4\], got labels",
+        r"y must be in \[0, 4\], or -1 for none, got",
     ),
-    "labels: negative": (lambda: small_model().generate(labels - 1, size=4), ValueError, r"y must be in \[0, 4\]"),
+    "labels: negative": (lambda: small_model().generate(labels - 2, size=4), ValueError, r"y must be in \[0, 4\]"),
     "labels: floating": (lambda: small_model().loss(pictures, labels.float()), TypeError, "y must hold integer labels"),
     "labels: rank": (lambda: small_model().loss(pictures, labels[:, None]), ValueError, r"y must have 1 axes"),
     "labels: list": (lambda: small_model().loss(pictures, [0, 1]), TypeError, "y must be a torch.Tensor of labels"),
@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unet: rank": (lambda: context_unet()(noise[0], 1.0, noise[:, 0]), ValueError, "x must have 4 axes"),
     "unet: channels": (lambda: context_unet()(noise[:, :2], 1.0), ValueError, "x must have channels=3, got channels=2"),
     "unet: integers": (lambda: context_unet()(noise.int(), 1.0), TypeError, "x must be floating"),
-    "unet: no context": (lambda: context_unet()(noise, 1.0), ValueError, "condition must have a context"),
+    "unet: no context": (lambda: context_unet()(noise, 1.0), ValueError, "condition must have a part context"),
     "unet: context size": (
         lambda: context_unet()(noise, 1.0, torch.randn(2, 5, 7)),
         ValueError,
@@ -106,13 +106,13 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "unet: no use for a context": (
         lambda: small_model(classes=None).unet(noise, 1.0, torch.randn(2, 5, 6)),
         ValueError,
-        "condition must have no context: this UNet was built without context_dim",
+        "condition must have no part context: this UNet was built without context_dim",
     ),
     "unet: condition": (lambda: context_unet()(noise, 1.0, "cat"), TypeError, "condition must be a Condition"),
     "unet: heads": (
         lambda: ld.UNet(in_channels=3, base_channels=8, channel_multipliers=(1,), num_heads=3, head_dim=4),
         ValueError,
-        r"num_heads \* head_dim must be the 8 channels",
+        "num_heads times head_dim must be the 8 channels",
     ),
     "unet: levels": (
         lambda: ld.UNet(in_channels=3, base_channels=8, channel_multipliers=(1, 2), attention_levels=(2,)),
@@ -167,9 +167,9 @@ def test_guidance_needs_a_null_that_was_trained() -> None:
     model = small_model()
     assert model.condition_encoder is not None
     model.condition_encoder.null_trained.fill_(False)
-    with pytest.raises(ValueError, match="need a trained null"):
+    with pytest.raises(ValueError, match="must have a trained null"):
         model.generate(labels, size=4, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="need a trained null"):
+    with pytest.raises(ValueError, match="must have a trained null"):
         model.generate(batch=2, size=4)
 
 

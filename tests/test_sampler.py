@@ -275,3 +275,13 @@ def test_bad_samplers_are_refused(make: object, match: str) -> None:
 def test_bad_inputs_of_a_walk_are_refused(arguments: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Sampler("ddpm", 3).sample(NormalData(NoiseSchedule.linear()), torch.randn(2, 3), **arguments)  # type: ignore[arg-type]
+
+
+@every_schedule
+def test_times_and_scales_are_numbers_whatever_the_default_device(schedule: NoiseSchedule) -> None:
+    fresh = NoiseSchedule.from_config(schedule.config)
+    with torch.device("meta"):
+        times = Sampler("dpmpp_2m", 5, "karras").timesteps(fresh)
+        assert fresh.point(3.5).sigma > 0
+        assert fresh.alphas_cumprod.device.type == "cpu"
+    assert times.equal(Sampler("dpmpp_2m", 5, "karras").timesteps(schedule))

@@ -90,6 +90,10 @@ class Sampler:
         Raises:
             ValueError: If explicit times are out of the schedule's range.
         """
+        with torch.device("cpu"):  # numbers for the host, whatever the default device
+            return self._timesteps(schedule)
+
+    def _timesteps(self, schedule: NoiseSchedule) -> Tensor:
         if self.times is not None:
             times = torch.tensor(self.times, dtype=torch.float64)
             if times[0] > schedule.num_timesteps - 1 or times[-1] < -1:
