@@ -1,0 +1,1 @@
+"""Timings beside peers, as ratios within one run; `nox -s bench`."""
