@@ -23,8 +23,9 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|collections|typing|typing_extensions|numpy|os|pathlib)\b.*"),  # other projects': no network
-    (r"py:.*", r"Tensor|[A-Z]|latentdiff\..*\._\w+|latentdiff\..*\.[A-Z]"),  # short; private; a type variable
+    # other projects': no network
+    (r"py:.*", r"(torch|collections|typing|typing_extensions|numpy|os|pathlib|hypothesis|st)\b.*"),
+    (r"py:.*", r"Tensor|Frame|[A-Z]|latentdiff\..*\._\w+|latentdiff\..*\.[A-Z]"),  # short; private; a type variable
 ]
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
@@ -43,6 +44,10 @@ autodoc_type_aliases = {
     for name in ("Images", "Latents", "Tokens", "Times", "JSON", "Prediction", "SpatialDims", "Generator")
 }
 autodoc_type_aliases |= {"Network": "latentdiff._denoiser.Network", "Posterior": "latentdiff._distributions.Posterior"}
+autodoc_type_aliases |= {
+    "Scale": "latentdiff.guidance._base.Scale",
+    "LogProb": "latentdiff.guidance._classifier.LogProb",
+}
 TypeAliasForwardRef.__repr__ = lambda alias: alias.name  # type: ignore[method-assign] # shown as it is in `Alias | None`
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True

@@ -24,12 +24,12 @@ SOURCE = Path(ld.__file__).parent
 
 # Each level imports only from levels above it in this list. A package counts as one module here.
 LEVELS: list[set[str]] = [
-    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed"},
+    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode"},
     {"_noise", "_module"},
-    {"_distributions", "_moments"},
+    {"_distributions", "_moments", "_brownian"},
     {"_schedule", "_layers", "_condition", "_codebook"},
     {"_denoised", "_attention"},
-    {"_prediction", "_quantizer", "_coders", "_unet"},
+    {"_prediction", "_variational", "_quantizer", "_coders", "_unet"},
     {"_denoiser", "_autoencoder", "guidance", "solvers"},
     {"_spacing"},
     {"_sampler", "losses", "likelihood"},
@@ -39,7 +39,22 @@ LEVELS: list[set[str]] = [
 BESIDE = {"training", "evaluation", "testing", "checkpoints"}
 """Namespaces beside the face: they import public names, and nobody here imports them."""
 
-MATHEMATICS = {"_schedule", "_denoised", "_prediction", "_denoiser", "guidance", "solvers", "_spacing", "_sampler"}
+LAZY = {"training", "evaluation", "testing"}
+"""Those of them that are attributes of the face, imported when first asked for."""
+
+MATHEMATICS = {
+    "_schedule",
+    "_denoised",
+    "_prediction",
+    "_variational",
+    "_denoiser",
+    "guidance",
+    "solvers",
+    "_spacing",
+    "_sampler",
+    "_ode",
+    "likelihood",
+}
 NETWORKS = {
     "_module",
     "_layers",
@@ -127,8 +142,24 @@ def test_import_loads_nothing_beyond_the_core() -> None:
 
 def test_the_face_is_its_sorted_list() -> None:
     assert list(ld.__all__) == sorted(ld.__all__)
-    shown = {name for name in vars(ld) if not name.startswith("_")} - {"annotations"} - (BESIDE - set(ld.__all__))
-    assert shown == set(ld.__all__) - {"__version__"}
+    shown = {name for name in vars(ld) if not name.startswith("_")} - {"annotations", "TYPE_CHECKING"}
+    assert shown | LAZY == set(ld.__all__) - {"__version__"}
+    assert dir(ld) == list(ld.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(LAZY))
+def test_what_stands_beside_the_face_is_imported_when_asked_for(name: str) -> None:
+    program = (
+        f"import sys, latentdiff as ld; assert 'latentdiff.{name}' not in sys.modules; ld.{name};"
+        f"assert 'latentdiff.{name}' in sys.modules; print('hypothesis' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_names_that_the_package_lacks_are_refused() -> None:
+    with pytest.raises(AttributeError, match="module 'latentdiff' has no attribute 'UNett'"):
+        _ = ld.UNett  # type: ignore[attr-defined]
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -96,11 +96,72 @@ def test_outside_its_interval_guidance_is_off() -> None:
             torch.testing.assert_close(guided(x, time, a).sample, want.sample)
 
 
+def test_outside_its_interval_guidance_costs_one_call() -> None:
+    x, a, b = batch()
+    plain = Labelled()
+    guided = guidance.ClassifierFree(plain, 3.0, negative=b, interval=(0.25, 0.5))
+    want = plain(x, 500.0, a)
+    for t, calls in ((500.0, [4]), (499.0, [8])):
+        plain.calls.clear()
+        got = guided(x, t, a)
+        assert plain.calls == calls
+        assert torch.equal(got.sample, want.sample) == (t == 500.0)
+
+
+@given(t=st.floats(-1, 999), seed=st.integers(0, 2**32))
+def test_a_scale_that_changes_is_at_each_time_the_number_it_gives(t: float, seed: int) -> None:
+    """A function of the share (t + 1) / T, whether it answers with a tensor or a number, for one time or many."""
+    x, a, b = batch(seed)
+    plain = Labelled()
+    want = guidance.ClassifierFree(plain, 1 + 2 * ((t + 1) / 1000) ** 2, negative=b)(x, t, a)
+    for changing in (
+        lambda share: 1 + 2 * share.square(),
+        lambda share: 1.0 + 2.0 * share.item() ** 2 if share.ndim == 0 else 1 + 2 * share**2,
+    ):
+        guided = guidance.ClassifierFree(plain, changing, negative=b)
+        for time in (t, torch.tensor(t, dtype=torch.float64), torch.full((4,), t, dtype=torch.float64)):
+            torch.testing.assert_close(guided(x, time, a).sample, want.sample)
+            torch.testing.assert_close(guided(x, time, a).noise, want.noise)
+
+
+def test_a_changing_scale_makes_one_call_where_it_is_one_or_zero() -> None:
+    x, a, b = batch()
+    plain = Labelled()
+    guided = guidance.ClassifierFree(plain, lambda share: 4 * share.round(), negative=b)
+    want = plain(x, 100.0, b)
+    plain.calls.clear()
+    assert torch.equal(guided(x, 100.0, a).sample, want.sample)
+    assert plain.calls == [4]
+    other = guidance.ClassifierFree(plain, lambda share: 1.0, negative=b)
+    assert torch.equal(other(x, 100.0, a).noise, plain(x, 100.0, a).noise)
+    constant = guidance.ClassifierFree(plain, lambda share: 3.0, negative=b)(x, torch.full((4,), 100.0), a)
+    torch.testing.assert_close(constant.sample, guidance.ClassifierFree(plain, 3.0, negative=b)(x, 100.0, a).sample)
+
+
+def test_a_changing_scale_holds_within_the_interval() -> None:
+    x, a, b = batch()
+    plain = Labelled()
+    guided = guidance.ClassifierFree(plain, lambda share: 10 * share, negative=b, interval=(0.25, 0.5))
+    times = torch.tensor([100.0, 299.0, 499.0, 700.0], dtype=torch.float64)
+    got = guided(x, times, a)
+    for i, scale in enumerate((1.0, 3.0, 5.0, 1.0)):
+        want = guidance.ClassifierFree(plain, scale, negative=b)(x, times[i].item(), a)
+        torch.testing.assert_close(got.sample[i], want.sample[i])
+        torch.testing.assert_close(guided(x, times[i].item(), a).sample, want.sample)
+
+
 def test_rescaling_restores_the_spread_of_each_sample() -> None:
     x, a, b = batch()
     plain = Labelled()
     got = guidance.ClassifierFree(plain, 5.0, negative=b, rescale=1.0)(x, 100.0, a)
     torch.testing.assert_close(got.sample.std(1), plain(x, 100.0, a).sample.std(1))
+
+
+def test_rescaling_leaves_samples_without_spread_alone() -> None:
+    x, a, b = (one[:, :1] for one in batch())
+    plain = Labelled()
+    got = guidance.ClassifierFree(plain, 5.0, negative=b, rescale=1.0)(x, 100.0, a)
+    torch.testing.assert_close(got.sample, guidance.ClassifierFree(plain, 5.0, negative=b)(x, 100.0, a).sample)
 
 
 def test_guidance_composes_and_samples_go_where_it_leads() -> None:
@@ -119,8 +180,21 @@ def test_guidance_composes_and_samples_go_where_it_leads() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [({"rescale": 1.5}, r"rescale must be in \[0, 1\]"), ({"interval": (0.6, 0.2)}, "interval must be")],
+    [
+        ({"rescale": 1.5}, r"rescale must be in \[0, 1\]"),
+        ({"interval": (0.6, 0.2)}, "interval must be"),
+        ({"scale": float("nan")}, "scale must be finite, got nan"),
+    ],
 )
 def test_bad_guidance_is_refused(arguments: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        guidance.ClassifierFree(Labelled(), 2.0, **arguments)  # type: ignore[arg-type]
+        guidance.ClassifierFree(Labelled(), **({"scale": 2.0} | arguments))  # type: ignore[arg-type]
+
+
+def test_scales_of_the_wrong_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"scale must be a number or a function .*, got str"):
+        guidance.ClassifierFree(Labelled(), "3.0")  # type: ignore[arg-type]
+    x, a, _ = batch()
+    guided = guidance.ClassifierFree(Labelled(), lambda share: torch.ones(3), negative=a)
+    with pytest.raises(ValueError, match=r"scale must answer in the shape of the share \[4\], got \[3\]"):
+        guided(x, torch.full((4,), 5.0), a)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import mpmath
@@ -10,7 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentdiff import NoiseSchedule
+from latentdiff import NoiseSchedule, denoised_from_prediction
+from latentdiff.testing import check_schedule
+from latentdiff.testing import strategies as lds
+from models import small_model
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(),
@@ -41,6 +46,118 @@ def test_published_betas_are_exact() -> None:
     assert ddpm.dtype == torch.float64
 
 
+Curve = Callable[[int], mpmath.mpf]
+
+
+def even(start: str, end: str) -> Curve:
+    return lambda i: mpmath.mpf(start) + i * (mpmath.mpf(end) - mpmath.mpf(start)) / 999
+
+
+def even_in_root(start: str, end: str) -> Curve:
+    def beta(i: int) -> mpmath.mpf:
+        low, high = mpmath.sqrt(start), mpmath.sqrt(end)
+        return (low + i * (high - low) / 999) ** 2
+
+    return beta
+
+
+FORMULAS: dict[str, tuple[NoiseSchedule, Curve]] = {
+    "linear": (NoiseSchedule.linear(), even("1e-4", "0.02")),
+    "scaled_linear": (NoiseSchedule.scaled_linear(), even_in_root("0.00085", "0.012")),
+    "sqrt_linear": (NoiseSchedule.sqrt_linear(), even_in_root("1e-4", "0.02")),
+    "sqrt": (NoiseSchedule.sqrt(), lambda i: mpmath.sqrt(even("1e-4", "0.02")(i))),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_betas_follow_the_formula_of_their_name(name: str) -> None:
+    """At both ends and in the middle, in 40 digits: names mean different things in different places."""
+    schedule, beta = FORMULAS[name]
+    with mpmath.workdps(40):
+        for i in (0, 499, 500, 999):
+            assert schedule.betas[i].item() == pytest.approx(float(beta(i)), rel=1e-14)
+
+
+def test_names_that_are_easily_confused_are_different_schedules() -> None:
+    def difference(one: NoiseSchedule, two: NoiseSchedule) -> float:
+        return (one.alphas_cumprod - two.alphas_cumprod).abs().max().item()
+
+    linear = NoiseSchedule.linear()
+    assert difference(linear, NoiseSchedule.sqrt_linear()) == pytest.approx(0.357, abs=0.001)
+    assert difference(linear, NoiseSchedule.sigmoid()) > 0.1
+    assert difference(linear, NoiseSchedule.cosine()) > 0.1
+
+
+def bars_of(curve: Curve, steps: int, max_beta: str) -> list[mpmath.mpf]:
+    """Alpha-bar from the clean end on, of betas bounded by `max_beta`."""
+    bars = [mpmath.mpf(1)]
+    for i in range(1, steps + 1):
+        bars.append(bars[-1] * (1 - min(1 - curve(i) / curve(i - 1), mpmath.mpf(max_beta))))
+    return bars
+
+
+def test_cosine_against_exact_arithmetic() -> None:
+    """Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17: from alpha-bar 1, the last beta bounded by .999."""
+    with mpmath.workdps(40):
+        s = mpmath.mpf("0.008")
+        bars = bars_of(lambda i: mpmath.cos((mpmath.mpf(i) / 1000 + s) / (1 + s) * mpmath.pi / 2) ** 2, 1000, "0.999")
+        want = torch.tensor([float(bar) for bar in bars[1:]], dtype=torch.float64)
+        noise = [float(mpmath.sqrt(1 - bars[i])) for i in (1, 500, 1000)]
+    schedule = NoiseSchedule.cosine()
+    torch.testing.assert_close(schedule.alphas_cumprod, want, rtol=1e-9, atol=0)  # near T - 1 a difference of 1e-6 of 1
+    assert [schedule.sigma(t) for t in (0.0, 499.0, 999.0)] == pytest.approx(noise, rel=1e-11)
+    assert schedule.betas.max() == 0.999
+    assert schedule.terminal_snr == pytest.approx(2.4e-9, rel=0.02)
+
+
+def test_sigmoid_is_that_of_its_paper() -> None:
+    """Jabri et al. 2022, arXiv 2212.11972, alg. 1: (v_end - sigmoid(...)) / (v_end - v_start), from 1 to 0."""
+    with mpmath.workdps(40):
+
+        def sigmoid(x: mpmath.mpf) -> mpmath.mpf:
+            return 1 / (1 + mpmath.exp(-x))
+
+        low, high, tau = mpmath.mpf(-3), mpmath.mpf(3), mpmath.mpf("0.9")
+        first, last = sigmoid(low / tau), sigmoid(high / tau)
+        bars = bars_of(
+            lambda i: (last - sigmoid((mpmath.mpf(i) / 1000 * (high - low) + low) / tau)) / (last - first),
+            1000,
+            "0.999",
+        )
+        want = torch.tensor([float(bar) for bar in bars[1:]], dtype=torch.float64)
+    torch.testing.assert_close(NoiseSchedule.sigmoid(tau=0.9).alphas_cumprod, want, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "want"),
+    [
+        (NoiseSchedule.linear(), 4.036e-5),
+        (NoiseSchedule.scaled_linear(), 4.682e-3),
+        (NoiseSchedule.edm(), 80.0**-2),
+        (NoiseSchedule.flow(), 0.0),
+        (NoiseSchedule.linear().zero_terminal_snr(), 0.0),
+    ],
+)
+def test_the_signal_left_at_the_end_is_a_number(schedule: NoiseSchedule, want: float) -> None:
+    assert schedule.terminal_snr == pytest.approx(want, rel=1e-3, abs=0)
+
+
+def test_a_schedule_of_pure_noise_at_the_end_keeps_falling() -> None:
+    """Also DDPM's, whose levels are not monotone where 2 ** -24 stands for the last alpha-bar."""
+    levels = NoiseSchedule.linear().zero_terminal_snr().log_snr(torch.arange(1000))
+    assert (levels.diff() < 0).all()
+    assert levels[-1] == -math.inf
+
+
+def test_noise_from_a_sample_is_exact_next_to_the_clean_end() -> None:
+    """1 - alpha-bar in float32 is wrong in its fourth digit there."""
+    schedule = NoiseSchedule.linear()
+    x_0, noise = torch.randn(2, 4, 3, dtype=torch.float64)
+    x_t = schedule.add_noise(x_0, noise, 0)
+    got = denoised_from_prediction("sample", x_0, x_t, *schedule.point(0.0)[1:]).noise
+    torch.testing.assert_close(got, noise, rtol=0, atol=1e-13)
+
+
 def test_alphas_cumprod_of_the_linear_schedule_against_exact_arithmetic() -> None:
     with mpmath.workdps(40):
         product, start, stride = mpmath.mpf(1), mpmath.mpf("1e-4"), (mpmath.mpf("0.02") - mpmath.mpf("1e-4")) / 999
@@ -62,11 +179,13 @@ def test_cosine_follows_its_formula(num_timesteps: int) -> None:
     torch.testing.assert_close(NoiseSchedule.cosine(num_timesteps).betas, want, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("make", [NoiseSchedule.linear, NoiseSchedule.scaled_linear, NoiseSchedule.sqrt_linear])
+@pytest.mark.parametrize(
+    "make", [NoiseSchedule.linear, NoiseSchedule.scaled_linear, NoiseSchedule.sqrt_linear, NoiseSchedule.sqrt]
+)
 @pytest.mark.parametrize("num_timesteps", [1, 2, 10, 333, 4000])
 def test_noise_at_the_end_does_not_depend_on_the_number_of_steps(make: object, num_timesteps: int) -> None:
     assert callable(make)
-    ends = [make(n).alphas_cumprod[-1].item() for n in (1000, num_timesteps)]
+    ends = [make(n).terminal_snr for n in (1000, num_timesteps)]
     assert ends[1] == pytest.approx(ends[0], rel=1e-10)
 
 
@@ -140,6 +259,68 @@ def test_half_precision_noise_equals_the_exact_one_to_rounding(schedule: NoiseSc
 
 
 @every_schedule
+def test_schedules_keep_their_promises(schedule: NoiseSchedule) -> None:
+    check_schedule(schedule)
+
+
+@given(schedule=lds.schedules())
+def test_all_schedules_keep_their_promises(schedule: NoiseSchedule) -> None:
+    check_schedule(schedule)
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.linear(1).zero_terminal_snr(), NoiseSchedule.from_betas([1.0])])
+def test_one_step_may_lead_from_clean_to_pure_noise(schedule: NoiseSchedule) -> None:
+    check_schedule(schedule)
+    assert schedule.point(0.0)[1:] == (0.0, 1.0)
+    t = torch.linspace(-1, 0, 9, dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigma(t) / (schedule.sigma(t) + schedule.alpha(t)), t + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_schedule
+def test_autocast_and_half_precision_never_touch_the_tables(schedule: NoiseSchedule, dtype: torch.dtype) -> None:
+    fresh, t = NoiseSchedule.from_config(schedule.config), torch.arange(schedule.num_timesteps)
+    want = schedule.log_snr(t), *schedule.scales(t), schedule.betas, schedule.alphas_cumprod
+    x = torch.randn(len(t), 2, dtype=dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        noisy = fresh.add_noise(x, x, t)
+        fresh.posterior(x, noisy, t)
+        fresh.transition(x, t - 1, t)
+        got = fresh.log_snr(t), *fresh.scales(t), fresh.betas, fresh.alphas_cumprod
+    assert all(one.equal(two) for one, two in zip(got, want, strict=True))
+    assert all(one.dtype == torch.float64 for one in got)
+
+
+def test_a_model_in_half_precision_keeps_its_schedule() -> None:
+    model = small_model()
+    before = model.denoiser.schedule.scales(torch.arange(100))
+    for converted in (model.half(), model.bfloat16(), model.to(torch.float16)):
+        after = converted.denoiser.schedule.scales(torch.arange(100))
+        assert all(a.equal(b) for a, b in zip(after, before, strict=True))
+
+
+def test_half_precision_times_are_read_as_what_they_are() -> None:
+    """Whole times to 256 are exact in bfloat16; the tables are looked up in float64."""
+    schedule = NoiseSchedule.linear()
+    t = torch.arange(257)
+    assert schedule.sigma(t.bfloat16()).equal(schedule.sigma(t))
+
+
+@every_schedule
+def test_a_schedule_is_shared_by_threads(schedule: NoiseSchedule) -> None:
+    """Tables and points are made when first asked for: by several at once."""
+    t = times_of(schedule, 3)
+    want = schedule.scales(t)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            fresh = NoiseSchedule.from_config(schedule.config)
+            found = pool.map(lambda k, one=fresh: (one.point(t[k].item()), one.scales(t)), range(8))
+            for k, (point, scales) in enumerate(found):
+                assert point[1:] == pytest.approx((want[0][k].item(), want[1][k].item()), rel=1e-14, abs=0)
+                assert all(a.equal(b) for a, b in zip(scales, want, strict=True))
+
+
+@every_schedule
 @given(seed=st.integers(0, 2**32), stride=st.floats(0.05, 1))
 def test_posterior_and_marginals_agree(schedule: NoiseSchedule, seed: int, stride: float) -> None:
     """Drawing x_t and then x_s from the posterior gives the marginal of x_s: mean alpha_s x_0, variance sigma_s^2."""
@@ -169,7 +350,10 @@ def test_posterior_of_one_step_is_that_of_ddpm() -> None:
 @every_schedule
 def test_schedules_are_values(schedule: NoiseSchedule) -> None:
     schedule.alpha(torch.tensor([0]))
+    schedule.point(0.0)
     copy = pickle.loads(pickle.dumps(schedule))  # noqa: S301
+    assert copy.scales(torch.tensor([0]))[1].equal(schedule.scales(torch.tensor([0]))[1])
+    assert len(pickle.dumps(schedule)) < 40 * schedule.num_timesteps + 500, "what can be made again is not pickled"
     assert copy == schedule
     assert hash(copy) == hash(schedule)
     assert NoiseSchedule.from_config(schedule.config) == schedule

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
 from latentdiff import guidance as guidance
+from latentdiff import likelihood as likelihood
 from latentdiff import losses as losses
 from latentdiff import solvers as solvers
 from latentdiff._attention import CrossAttention as CrossAttention
 from latentdiff._autoencoder import Autoencoder as Autoencoder
 from latentdiff._autoencoder import AutoencoderOutput as AutoencoderOutput
+from latentdiff._brownian import BrownianNoise as BrownianNoise
 from latentdiff._checkpoints import load as load
 from latentdiff._checkpoints import save as save
 from latentdiff._condition import ClassEncoder as ClassEncoder
@@ -24,6 +29,7 @@ from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
 from latentdiff._module import Module as Module
 from latentdiff._noise import CounterNoise as CounterNoise
 from latentdiff._noise import draw_noise as draw_noise
+from latentdiff._prediction import convert_prediction as convert_prediction
 from latentdiff._prediction import denoised_from_prediction as denoised_from_prediction
 from latentdiff._prediction import prediction_target as prediction_target
 from latentdiff._quantizer import Quantized as Quantized
@@ -34,11 +40,25 @@ from latentdiff._schedule import NoiseSchedule as NoiseSchedule
 from latentdiff._schedule import Point as Point
 from latentdiff._unet import UNet as UNet
 
+if TYPE_CHECKING:
+    from latentdiff import evaluation as evaluation
+    from latentdiff import testing as testing
+    from latentdiff import training as training
+else:  # a type checker that saw this would take every name for one of this package
+
+    def __getattr__(name: str) -> object:
+        """Import what stands beside the face when it is first asked for (PEP 562)."""
+        if name in ("evaluation", "testing", "training"):
+            return _import_module(f"latentdiff.{name}")
+        raise AttributeError(f"module 'latentdiff' has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Autoencoder",
     "AutoencoderOutput",
+    "BrownianNoise",
     "CheckpointError",
     "ClassEncoder",
     "Condition",
@@ -61,12 +81,22 @@ __all__ = [
     "UNet",
     "VectorQuantizer",
     "__version__",
+    "convert_prediction",
     "denoised_from_prediction",
     "draw_noise",
+    "evaluation",
     "guidance",
+    "likelihood",
     "load",
     "losses",
     "prediction_target",
     "save",
     "solvers",
+    "testing",
+    "training",
 ]
+
+
+def __dir__() -> list[str]:
+    """The face, with what is imported when it is first asked for."""
+    return list(__all__)

@@ -18,7 +18,8 @@ class Denoised:
     Attributes:
         sample: The estimate \(E[x_0 \mid x_t]\), `[batch, channels, *spatial]`.
         noise: The estimate \(E[\epsilon \mid x_t]\), same shape; `alpha * sample + sigma * noise == x_t`.
-        log_variance: Of the reverse step to t - 1, where the denoiser knows it: same shape, or `[batch]`.
+        log_variance: Of the reverse step to t - 1, where the denoiser knows it: same shape, or
+            `[batch, 1, ...]`; float64.
     """
 
     sample: Latents

@@ -10,7 +10,7 @@ from torch import Tensor
 from latentdiff._autoencoder import Autoencoder
 from latentdiff._condition import Condition, ConditionEncoder
 from latentdiff._denoised import Denoise
-from latentdiff._denoiser import Denoiser
+from latentdiff._denoiser import Denoiser, Variance
 from latentdiff._module import Module
 from latentdiff._noise import draw_noise
 from latentdiff._sampler import Sampler
@@ -36,6 +36,7 @@ class LatentDiffusion(Module):
         schedule: NoiseSchedule,
         condition_encoder: ConditionEncoder | None = None,
         prediction: Prediction = "epsilon",
+        variance: Variance | None = None,
         image_size: int | Sequence[int] | None = None,
     ) -> None:
         """Join the parts.
@@ -47,6 +48,8 @@ class LatentDiffusion(Module):
             condition_encoder: From what a user gives (labels, text, ...) to a `Condition`; None for an
                 unconditional model.
             prediction: What the output of `unet` means.
+            variance: What is known of the variance of the reverse step, see `Denoiser`; where it is learned `unet` has
+                twice as many channels out as in.
             image_size: Spatial size that `generate` makes where none is given, one number or one for each axis.
 
         Raises:
@@ -58,13 +61,14 @@ class LatentDiffusion(Module):
         self.schedule = schedule
         self.condition_encoder = condition_encoder
         self.prediction: Prediction = prediction
+        self.variance: Variance | None = variance
         self.image_size = image_size
-        Denoiser(unet, schedule, prediction)  # refuses what cannot be trained
+        Denoiser(unet, schedule, prediction, variance)  # refuses what cannot be trained
 
     @property
     def denoiser(self) -> Denoiser:
         """The network as a denoiser of latents."""
-        return Denoiser(self.unet, self.schedule, self.prediction)
+        return Denoiser(self.unet, self.schedule, self.prediction, self.variance)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Set the mode of all but the autoencoder."""

@@ -97,13 +97,26 @@ class CounterNoise:
 
     def normal(self, shape: Sequence[int], *, step: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Standard normal noise of `shape` `[batch, ...]` for draw number `step`, in 0 ... 2 ** 32 - 1."""
+        return self.normals(shape, [step], device=device)[0].to(dtype)
+
+    def normals(self, shape: Sequence[int], steps: Sequence[int], *, device: torch.device, stream: int = 0) -> Tensor:
+        """Several draws at once: float64 `[draws, batch, ...]`.
+
+        Args:
+            shape: `[batch, ...]`, of one draw.
+            steps: Numbers of the draws, in 0 ... 2 ** 32 - 1.
+            device: Where to draw.
+            stream: Draws of another stream are independent of those of this one, in 0 ... 2 ** 32 - 1.
+        """
         batch, size = shape[0], math.prod(shape[1:])
-        block = torch.arange(-(-size // 4), device=device, dtype=torch.int64).expand(batch, -1)
-        sample = torch.arange(self.first_sample, self.first_sample + batch, device=device).unsqueeze(1).expand_as(block)
-        words = _philox((block, sample, torch.full_like(block, step), torch.zeros_like(block)), self.seed)
+        draw = torch.tensor(steps, device=device).reshape(-1, 1, 1)
+        sample = torch.arange(self.first_sample, self.first_sample + batch, device=device).unsqueeze(1)
+        block = torch.arange(-(-size // 4), device=device)
+        counter = torch.broadcast_tensors(block, sample, draw, torch.full_like(draw, stream))
+        words = _philox((counter[0], counter[1], counter[2], counter[3]), self.seed)
         u = [(word.to(torch.float64) + 0.5) * 2.0**-32 for word in words]
         normals = (*_box_muller(u[0], u[1]), *_box_muller(u[2], u[3]))
-        return torch.stack(normals, -1).reshape(batch, -1)[:, :size].reshape(*shape).to(dtype)
+        return torch.stack(normals, -1).reshape(len(steps), batch, -1)[..., :size].reshape(len(steps), *shape)
 
 
 def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ from latentdiff._denoised import Denoise, Denoised
 from latentdiff._schedule import NoiseSchedule, Point
 from latentdiff._spacing import SPACINGS
 from latentdiff._typing import Generator, Latents
-from latentdiff.solvers import SOLVERS, Evaluation, Solver, SolverName, Spacing, Stepped
-from latentdiff.solvers._base import DRAWS_PER_STEP
+from latentdiff.solvers import SOLVERS, Evaluation, Solver, SolverName, Spacing
+from latentdiff.solvers._base import DRAWS_PER_STEP, weighted_sum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ class Sampler:
     Attributes:
         solver: A name (see `latentdiff.solvers`) or a solver.
         steps: Number of steps, at least 1; calls of the network are that times the solver's calls a step.
-        spacing: How the times are spaced; None is the solver's own choice.
+        spacing: How the times are spaced; None is what suits the solver and the frame of the schedule.
         times: Explicit times `[steps + 1]`, falling, in -1 ... T - 1, instead of `steps` and `spacing`.
 
     Raises:
@@ -101,7 +101,7 @@ class Sampler:
                     f"times must be in [-1, {schedule.num_timesteps - 1}], got {self.times[0]}, {self.times[-1]}"
                 )
             return times
-        spacing = self.spacing or self.method.default_spacing
+        spacing = self.spacing or self.method.default_spacing[schedule.frame]
         clean = torch.tensor([-1.0], dtype=torch.float64)
         return torch.cat([SPACINGS[spacing](schedule, self.steps), clean])
 
@@ -117,6 +117,7 @@ class Sampler:
         strength: float = 1.0,
         known: Latents | None = None,
         mask: Tensor | None = None,
+        resamples: int = 1,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> Latents:
@@ -128,9 +129,12 @@ class Sampler:
             condition: Passed on to the denoiser.
             generator: Where further noise comes from, for stochastic solvers and known pixels.
             start: A sample shaped like `noise` to begin from, noised as far as `strength` says.
-            strength: In [0, 1]: the share of the steps that is made, rounded; 0 returns `start`.
+            strength: In [0, 1]: `round(steps * strength)` steps are made, the last ones; 0 returns `start`, 1 is the
+                walk from `noise` alone.
             known: A sample shaped like `noise` whose pixels are kept where `mask` is 0.
             mask: 1 (or True) where to generate; broadcasts against `noise`.
+            resamples: How often each step but the last is made, with `known`: between two times the result is noised
+                again, so that both parts grow together (RePaint: Lugmayr et al. 2022, arXiv 2201.09865, alg. 1).
             callback: Called after each step.
             progress: Whether to show a progress bar.
 
@@ -142,13 +146,23 @@ class Sampler:
             TypeError: If `noise` is not floating.
         """
         walk = self.iterate(
-            denoiser, noise, condition, generator=generator, start=start, strength=strength, known=known, mask=mask
+            denoiser,
+            noise,
+            condition,
+            generator=generator,
+            start=start,
+            strength=strength,
+            known=known,
+            mask=mask,
+            resamples=resamples,
         )
         x = noise if start is None else start
-        for step in _with_progress(walk, self._steps_made(start, strength), progress):
+        made = self._steps_made(start, strength)
+        for step in _with_progress(walk, max(0, (made - 1) * resamples + (made > 0)), progress):
             x = step.x
             if callback is not None:
                 callback(step)
+            del step  # its estimates go before the next ones come
         return x.to(noise.dtype)
 
     def iterate(
@@ -162,38 +176,121 @@ class Sampler:
         strength: float = 1.0,
         known: Latents | None = None,
         mask: Tensor | None = None,
+        resamples: int = 1,
+        resume: Step | None = None,
     ) -> Iterator[Step]:
-        """The walk, step by step: for previews, early stops and loops of one's own. Arguments as for `sample`."""
-        _check_inputs(noise, start, strength, known, mask)
-        points = [denoiser.schedule.point(t) for t in self.timesteps(denoiser.schedule).tolist()]
-        first = self.steps - self._steps_made(start, strength)
-        x = _begin(points[first], denoiser.schedule, noise, start, strength)
-        return self._walk(denoiser, x, condition, points, first, generator, known, mask)
+        """The walk, step by step: for previews, early stops and loops of one's own.
 
-    def _walk(
-        self,
-        denoiser: Denoise,
-        x: Latents,
-        condition: object,
-        points: list[Point],
-        first: int,
-        generator: Generator,
-        known: Latents | None,
-        mask: Tensor | None,
-    ) -> Iterator[Step]:
-        solver, state = self.method, None
-        for index in range(first, self.steps):
-            now, to = points[index], points[index + 1]
-            evaluation = Evaluation(denoiser, condition, generator, index)
-            stepped: Stepped = solver.step(evaluation, x, now, to, state)
-            x, state = stepped.x, stepped.state
-            if known is not None and mask is not None:
-                noise = evaluation.noise(x, DRAWS_PER_STEP - 1) if to.sigma else torch.zeros_like(x)
-                x = torch.where(mask.bool(), x, to.alpha * known.to(x.dtype) + to.sigma * noise)
-            yield Step(index, now.t, to.t, x, stepped.denoised, state)
+        Args:
+            denoiser: As for `sample`, like all that follow.
+            noise: `[batch, channels, *spatial]`, standard normal.
+            condition: Passed on to the denoiser.
+            generator: Where further noise comes from.
+            start: A sample shaped like `noise` to begin from.
+            strength: How far `start` is noised.
+            known: A sample shaped like `noise` to keep.
+            mask: Where to generate; broadcasts against `noise`.
+            resamples: How often each step is made.
+            resume: A step of an earlier walk of this sampler to go on from; `noise` then only tells the shape. With a
+                deterministic solver or a `CounterNoise` the end is that of the whole walk, bit for bit.
+
+        Returns:
+            An iterator of steps; leaving it early costs nothing.
+        """
+        _check_inputs(noise, start, strength, known, mask)
+        if resamples < 1 or (resamples > 1 and known is None):
+            raise ValueError(f"resamples must be at least 1, and 1 without known, got {resamples}")
+        points = [denoiser.schedule.point(t) for t in self.timesteps(denoiser.schedule).tolist()]
+        if resume is None:
+            first, state = self.steps - self._steps_made(start, strength), None
+            x = _begin(points[first], denoiser.schedule, noise, start, strength)
+        else:
+            first, state, x = resume.index + 1, resume.state, resume.x
+        walk = _Walk(denoiser, condition, generator, self.method, points)
+        return walk.steps(x, first, state, known, mask, resamples)
+
+    @torch.no_grad()
+    def invert(self, denoiser: Denoise, sample: Latents, condition: object = None) -> Latents:
+        """Walk the same times backwards, from a sample to the noise that leads to it (Song et al. 2021, sec. 4.3).
+
+        The round trip through `sample` has the solver's order of convergence.
+
+        Args:
+            denoiser: Whose estimates are followed.
+            sample: `[batch, channels, *spatial]`.
+            condition: Passed on to the denoiser.
+
+        Returns:
+            Noise shaped and typed like `sample`: of unit size, as `sample` (the method) takes it.
+
+        Raises:
+            ValueError: If the solver draws noise, which cannot be undone.
+        """
+        check_floating("sample", sample)
+        check_shape("sample", sample, "batch ...")
+        method, schedule = self.method, denoiser.schedule
+        if method.stochastic:
+            raise ValueError(
+                f"solver must be deterministic to be inverted, got {method}; use e.g. 'ddim' or 'dpmpp_2m'"
+            )
+        points = [schedule.point(t) for t in reversed(self.timesteps(schedule).tolist())]
+        x = sample.to(working_dtype(sample.dtype))
+        for step in _Walk(denoiser, condition, None, method, points).steps(x, 0, None, None, None, 1):
+            x = step.x
+        scale = points[-1].sigma if schedule.frame == "variance_exploding" else 1.0
+        return (x / scale).to(sample.dtype)
 
     def _steps_made(self, start: Latents | None, strength: float) -> int:
         return self.steps if start is None else round(self.steps * strength)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walk:
+    """A solver on its way over points."""
+
+    denoiser: Denoise
+    condition: object
+    generator: Generator
+    solver: Solver
+    points: list[Point]
+
+    def steps(
+        self, x: Latents, first: int, state: object, known: Latents | None, mask: Tensor | None, resamples: int
+    ) -> Iterator[Step]:
+        count = len(self.points) - 1
+        for index in range(first, count):
+            now, to = self.points[index], self.points[index + 1]
+            after, times = state, resamples if index + 1 < count else 1
+            for repeat in range(times):
+                number = index + repeat * count  # draws of their own for each repetition
+                evaluation = Evaluation(self.denoiser, self.condition, self.generator, number, count)
+                stepped = self.solver.step(evaluation, x, now, to, state)
+                x, after = stepped.x, stepped.state
+                if known is not None and mask is not None:
+                    x = _keep(x, known, mask, to, evaluation)
+                is_last = repeat + 1 == times
+                denoised = stepped.denoised
+                del stepped
+                yield Step(index, now.t, to.t, x, denoised, after if is_last else state)
+                del denoised
+                if not is_last:
+                    x = _noised_again(x, to, now, evaluation)
+            state = after
+
+
+def _keep(x: Latents, known: Latents, mask: Tensor, point: Point, evaluation: Evaluation) -> Latents:
+    """`x` where the mask is 1, elsewhere what is known, noised as far as `point`."""
+    kept = point.alpha * known.to(x.dtype)
+    if point.sigma:
+        kept = kept.add_(evaluation.noise(x, DRAWS_PER_STEP - 1), alpha=point.sigma)
+    return torch.where(mask.bool(), x, kept)
+
+
+def _noised_again(x: Latents, now: Point, to: Point, evaluation: Evaluation) -> Latents:
+    """From `now` to a noisier point by the forward process."""
+    transition = to.alpha / now.alpha
+    variance = max(0.0, to.sigma**2 - (transition * now.sigma) ** 2)
+    return weighted_sum((transition, x), (variance**0.5, evaluation.noise(x, DRAWS_PER_STEP - 2)))
 
 
 def _begin(point: Point, schedule: NoiseSchedule, noise: Latents, start: Latents | None, strength: float) -> Latents:

@@ -35,6 +35,7 @@ from latentdiff._beta_tables import (
 )
 from latentdiff._checks import check_choice, check_positive, like, working_dtype
 from latentdiff._distributions import Gaussian
+from latentdiff._log_snr_table import interpolate, invert
 from latentdiff._typing import JSON, Latents
 
 Frame: TypeAlias = Literal["variance_preserving", "variance_exploding", "flow"]
@@ -280,6 +281,16 @@ class NoiseSchedule:
         return torch.sigmoid(self._log_snrs)
 
     @property
+    def terminal_snr(self) -> float:
+        r"""\(\alpha^2 / \sigma^2\) at the noisiest time T - 1, at least 0.
+
+        Walks begin from noise alone, so what is left of the sample there is a difference between training and use: 4e-5
+        for `linear`, .0047 for `scaled_linear`, whatever the number of timesteps. Above .01 or so lower it, as
+        `zero_terminal_snr` does (Lin et al. 2024, arXiv 2305.08891).
+        """
+        return math.exp(self.log_snr(self.num_timesteps - 1.0))
+
+    @property
     def config(self) -> dict[str, JSON]:
         """The arguments that build this schedule again."""
         shared: dict[str, JSON] = {"frame": self.frame, "num_timesteps": self.num_timesteps}
@@ -387,6 +398,32 @@ class NoiseSchedule:
         x, epsilon = sample.to(dtype), noise.to(dtype)
         return (like(alpha, x) * x + like(sigma, x) * epsilon).to(sample.dtype)
 
+    def transition(self, noisy: Latents, t: Tensor | float, next_t: Tensor | float) -> Gaussian:
+        r"""\(q(x_t \mid x_s)\), from less to more noise, over one step or many.
+
+        With \(\alpha_{t|s} = \alpha_t / \alpha_s\) and \(r = \mathrm{SNR}_t / \mathrm{SNR}_s\): mean
+        \(\alpha_{t|s} x_s\), variance \(\sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2 = (1 - r)\,\sigma_t^2\)
+        (Kingma et al. 2021, arXiv 2107.00630, app. A). One step of a variance-preserving schedule is
+        \(N(\sqrt{1 - \beta_t}\,x_{t-1}, \beta_t I)\) (Ho et al. 2020, eq. 2); steps one after the other compose, and
+        from the clean end, s = -1, they are \(q(x_t \mid x_0)\).
+
+        Args:
+            noisy: `[batch, channels, *spatial]`, x_s.
+            t: s, `[batch]`, `[]` or a number.
+            next_t: t, at least s, likewise.
+
+        Returns:
+            `mean` like `noisy`, `variance` `[batch, 1, ...]` (float64).
+        """
+        given = (torch.as_tensor(time, dtype=torch.float64, device=noisy.device) for time in (t, next_t))
+        start, end = (time.expand(len(noisy)) for time in given)
+        (alpha_s, _), (alpha_t, sigma_t) = self.scales(start), self.scales(end)
+        kept = torch.where(alpha_s > 0, alpha_t / alpha_s, 1.0)
+        added = -torch.expm1((self.log_snr(end) - self.log_snr(start)).nan_to_num(0.0, neginf=-torch.inf))
+        x_s = noisy.to(working_dtype(noisy.dtype))
+        shape = (-1, *(1,) * (noisy.ndim - 1))
+        return Gaussian((like(kept, x_s) * x_s).to(noisy.dtype), (added * sigma_t.square()).reshape(shape))
+
     def posterior(
         self, sample: Latents, noisy: Latents, t: Tensor | float, next_t: Tensor | float | None = None
     ) -> Gaussian:
@@ -415,6 +452,47 @@ class NoiseSchedule:
         mean = like(kept, x_t) * x_t + like(replaced * alpha_s, x_0) * x_0
         shape = (-1, *(1,) * (sample.ndim - 1))
         return Gaussian(mean.to(sample.dtype), (replaced * sigma_s.square()).reshape(shape))
+
+    @overload
+    def reverse_log_variances(self, t: float, next_t: float | None = None) -> tuple[float, float]: ...
+    @overload
+    def reverse_log_variances(self, t: Tensor, next_t: Tensor | float | None = None) -> tuple[Tensor, Tensor]: ...
+    def reverse_log_variances(
+        self, t: Tensor | float, next_t: Tensor | float | None = None
+    ) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        r"""Log variances between which that of \(p(x_s \mid x_t)\) lies, by default of one step, s = t - 1.
+
+        With \(r = \mathrm{SNR}_t / \mathrm{SNR}_s\), in every frame: small \((1 - r)\,\sigma_s^2\), that of
+        `posterior`, right for data in a point; large \((1 - r)\,\sigma_t^2\), right for normal data of unit size.
+        Variance preserving they are \(\tilde\beta_t\) and \(\beta_t\) (Ho et al. 2020, sec. 3.2; Nichol and Dhariwal
+        2021, arXiv 2102.09672, eq. 15).
+
+        Both are finite at all times. A step to the clean end has a small variance of 0; the one of the step from
+        max(t, 1) to 0 stands for it (as published code does), bounded by the large one. No step starts at t = -1;
+        there both are those of t = 0.
+
+        Args:
+            t: `[batch]` or `[]`, integer or floating, in -1 ... T - 1; or a number.
+            next_t: s, below t, likewise; t - 1 if not given.
+
+        Returns:
+            small and large, float64, shaped like `t` and on its device; numbers for numbers.
+
+        Raises:
+            ValueError: If `t` is out of range (looked at on the CPU only).
+        """
+        if not isinstance(t, Tensor):
+            time = torch.tensor(t, dtype=torch.float64, device="cpu")
+            low, high = self.reverse_log_variances(time, next_t)
+            return low.item(), high.item()
+        t = self._check_time(t)
+        s = (t - 1 if next_t is None else torch.as_tensor(next_t, dtype=torch.float64, device=t.device)).clamp(min=-1)
+        is_last, t = s <= -1, t.where(t > -1, 0.0)
+        high = self._log_share(t, s) + self._log_sigma_squared(t)
+        first = min(1, self.num_timesteps - 1)
+        start, end = torch.where(is_last, t.clamp(min=first), t), torch.where(is_last, 0.0, s)
+        low = self._log_share(start, end) + self._log_sigma_squared(end)
+        return torch.minimum(torch.where(is_last & (start <= 0), high, low), high), high
 
     # Inside
 
@@ -460,27 +538,12 @@ class NoiseSchedule:
     def _log_snr(self, t: Tensor) -> Tensor:
         if self.frame == "flow":
             return self._flow_log_snr(t)
-        table = self._log_snrs_on(t.device)
-        low = t.floor().clamp(min=0).to(torch.int64)
-        start, end = table[low], table[(low + 1).clamp(max=self.num_timesteps - 1)]
-        weight = (t - low).clamp(min=0)
-        inside = start + torch.where(weight == 0, 0.0, weight * (end - start))
-        inside = torch.where(torch.isinf(end) & torch.isfinite(start), start + 2 * torch.log1p(-weight), inside)
-        before_first = table[0] - 2 * torch.log(t + 1)  # sigma / alpha falls linearly to 0 at t = -1
-        return torch.where(t < 0, before_first, inside)
+        return interpolate(self._log_snrs_on(t.device), t)
 
     def _timestep(self, log_snr: Tensor) -> Tensor:
-        last = self.num_timesteps - 1
         if self.frame == "flow":
-            s = 1 / (1 + self.shift * torch.exp(log_snr / 2))
-            return self.num_timesteps * s - 1
-        table = self._log_snrs_on(log_snr.device)
-        low = (torch.searchsorted(-table, -log_snr.contiguous(), right=True) - 1).clamp(0, max(last - 1, 0))
-        start, end = table[low], table[(low + 1).clamp(max=last)]
-        weight = torch.where(torch.isinf(end), -torch.expm1((log_snr - start) / 2), (log_snr - start) / (end - start))
-        before_first = torch.exp((table[0] - log_snr) / 2) - 1
-        inside = low + weight.nan_to_num(0.0).clamp(0, 1) if last else torch.zeros_like(log_snr)
-        return torch.where(log_snr > table[0], before_first, inside)
+            return self.num_timesteps / (1 + self.shift * torch.exp(log_snr / 2)) - 1
+        return invert(self._log_snrs_on(log_snr.device), log_snr)
 
     def _from_log_snr(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
         match self.frame:
@@ -490,6 +553,20 @@ class NoiseSchedule:
                 return torch.ones_like(log_snr), torch.exp(-log_snr / 2)
             case "flow":
                 return torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2)
+
+    def _log_share(self, t: Tensor, s: Tensor) -> Tensor:
+        """log(1 - SNR_t / SNR_s), the share of the noise's variance that the step from t to s removes."""
+        return torch.log(-torch.expm1(self._log_snr(t) - self._log_snr(s)))
+
+    def _log_sigma_squared(self, t: Tensor) -> Tensor:
+        log_snr = self._log_snr(t)
+        match self.frame:
+            case "variance_preserving":
+                return torch.nn.functional.logsigmoid(-log_snr)
+            case "variance_exploding":
+                return -log_snr
+            case "flow":
+                return 2 * torch.nn.functional.logsigmoid(-log_snr / 2)
 
 
 def _floats(name: str, values: Tensor | Sequence[float]) -> tuple[float, ...]:

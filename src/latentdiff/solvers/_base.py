@@ -4,31 +4,60 @@ A solver walks from one `Point` (time, alpha, sigma) to the next, less noisy one
 points and an `Evaluation`, which answers with estimates of sample and noise; never a network, a prediction type or a
 guidance scale. What it needs of earlier steps is an argument and a result.
 
-Two facts serve most solvers. With \(\hat x_0\) and \(\hat\epsilon\) held fixed, the path leads to
-\(x_s = \alpha_s \hat x_0 + \sigma_s \hat\epsilon\) (`straight`): exact in every frame, at alpha = 0 and sigma = 0
-too. And with \(y = x / \alpha\), \(\ell = \sigma / \alpha\) the probability-flow equation is
-\(dy/d\ell = \hat\epsilon\) (Karras et al. 2022, arXiv 2206.00364, eq. 1).
+With \(y = x / \alpha\) and the noise level \(\ell = \sigma / \alpha = e^{-\lambda}\) the probability-flow equation of
+every schedule is \(dy/d\ell = \hat\epsilon\) (Karras et al. 2022, arXiv 2206.00364, eq. 1). Three exact solutions
+serve all solvers:
+
+| held fixed | \(x_s\) | function |
+| --- | --- | --- |
+| \(\hat x_0\) and \(\hat\epsilon\) of one estimate | \(\alpha_s \hat x_0 + \sigma_s \hat\epsilon\) | `straight` |
+| \(\hat\epsilon\) | \(\frac{\alpha_s}{\alpha_t} x_t + \alpha_s (\ell_s - \ell_t)\,\hat\epsilon\) | `along_noise` |
+| \(\hat x_0\) | \(\frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - \ell_s / \ell_t)\,\hat x_0\) | `along_sample` |
+
+They agree for one estimate at \(x_t\); `straight` is good at alpha = 0 and at sigma = 0 too, so every solver takes it
+into and out of the ends.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from itertools import pairwise
+from types import MappingProxyType
+from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
+from latentdiff._brownian import BrownianNoise
 from latentdiff._denoised import Denoise, Denoised
 from latentdiff._noise import draw_noise
-from latentdiff._schedule import Point
+from latentdiff._schedule import Frame, Point
 from latentdiff._typing import Generator, Latents
 
 Spacing: TypeAlias = Literal[
     "leading", "linspace", "trailing", "karras", "exponential", "polyexponential", "beta", "logsnr"
 ]
 
-DRAWS_PER_STEP = 256
+# Where each kind of solver had the least error on data of known flow: the page "Choose a sampler" has the figures.
+EVEN_IN_TIME: Final[Mapping[Frame, Spacing]] = MappingProxyType(
+    {"variance_preserving": "trailing", "variance_exploding": "trailing", "flow": "trailing"}
+)
+FOLLOWING_NOISE: Final[Mapping[Frame, Spacing]] = MappingProxyType(
+    {"variance_preserving": "beta", "variance_exploding": "karras", "flow": "beta"}
+)
+FOLLOWING_SAMPLE: Final[Mapping[Frame, Spacing]] = MappingProxyType(
+    {"variance_preserving": "logsnr", "variance_exploding": "logsnr", "flow": "trailing"}
+)
+
+DRAWS_PER_STEP: Final = 256
 """Room for numbered draws of noise in one step."""
+
+FARTHEST_LEVEL: Final = 1000.0
+"""The noise level from which on x is noise to three digits: there the slope in the noise level says nothing about the
+next one, which may be hundreds of times lower (cosine schedules fall from 20,000 to 60 or less), and solvers that
+follow it step as from alpha = 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,12 +69,14 @@ class Evaluation:
         condition: Passed on to it.
         generator: Where noise comes from.
         index: Number of the step, from 0.
+        steps: How many steps the walk has.
     """
 
     denoiser: Denoise
     condition: object
     generator: Generator
     index: int
+    steps: int = 1
 
     def __call__(self, x: Latents, point: Point) -> Denoised:
         """Sample and noise in `x` `[batch, channels, *spatial]` at `point`: one call of the network."""
@@ -55,6 +86,32 @@ class Evaluation:
         """Standard normal noise like `x`: draw number `draw` (0 ... 255) of this step."""
         step = (self.index + 1) * DRAWS_PER_STEP + draw
         return draw_noise(x.shape, self.generator, step=step, device=x.device, dtype=x.dtype)
+
+    def brownian(self, x: Latents, *points: Point) -> list[Tensor]:
+        r"""Noise of the process itself: what one Brownian path adds between the first point and each later one.
+
+        In \(y / \ell^2\) the reversed diffusion is driven by a Brownian motion in the time
+        \(u = \mathrm{SNR} = 1 / \ell^2\), so draws over intervals that overlap are correlated. A `BrownianNoise` gives
+        the increments of one path whatever the grid; other generators are drawn from once for each piece.
+
+        Args:
+            x: `[batch, channels, *spatial]`.
+            points: Two or more, less and less noisy, none of them clean.
+
+        Returns:
+            Standard normal tensors like `x`, one for each point after the first.
+        """
+        times = [point.noise_level**-2 for point in points]
+        lengths = [(u - times[0]) ** 0.5 for u in times[1:]]
+        if isinstance(self.generator, BrownianNoise):
+            start, *ends = (self.generator.path(x.shape, u, device=x.device) for u in times)
+            return [((end - start) / length).to(x.dtype) for end, length in zip(ends, lengths, strict=True)]
+        drawn = [self.noise(x)]
+        path = drawn[0] * lengths[0] if len(lengths) > 1 else drawn[0]
+        for number, ((a, b), length) in enumerate(zip(pairwise(times[1:]), lengths[1:], strict=True), 1):
+            path = torch.add(path, self.noise(x, number), alpha=(b - a) ** 0.5)
+            drawn.append(path / length)
+        return drawn
 
     def between(self, now: Point, to: Point, fraction: float) -> Point:
         """The point at a `fraction` of the way from `now` to `to`, measured in log SNR (both finite)."""
@@ -75,13 +132,19 @@ class Solver(ABC):
     """One way to make a step. Subclasses are frozen dataclasses of their options."""
 
     order: ClassVar[int]
-    """Order of convergence on smooth problems: the error falls like steps ** -order (weak order if stochastic)."""
+    """Order of convergence to the probability flow: on smooth problems the error falls like steps ** -order. Of
+    stochastic solvers that of the version that draws no noise."""
 
-    stochastic: ClassVar[bool] = False
-    """Whether steps draw noise."""
+    weak_order: ClassVar[int | None] = None
+    """Of solvers that can draw noise: the errors of mean and variance fall like steps ** -weak_order."""
 
-    default_spacing: ClassVar[Spacing] = "trailing"
-    """The spacing of times that suits this solver."""
+    default_spacing: ClassVar[Mapping[Frame, Spacing]] = EVEN_IN_TIME
+    """The spacing of times that suits this solver, by the frame of the schedule."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise."""
+        return False
 
     @abstractmethod
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
@@ -91,9 +154,33 @@ class Solver(ABC):
             denoise: Estimates and noise.
             x: `[batch, channels, *spatial]` at `now`, float32 or float64; not changed.
             now: Where `x` is.
-            to: Where to go, less noisy; sigma = 0 at the end of most walks.
+            to: Where to go, less noisy; sigma = 0 at the end of most walks. (Noisier, when a walk is inverted.)
             state: What the last step returned; None at first.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(Solver):
+    """Solvers that go down to less noise than wanted and draw the rest anew.
+
+    Attributes:
+        eta: Share of the noise that is drawn anew: 0 is deterministic, 1 the reversed diffusion; above 1 it is bounded
+            by the noise there is.
+
+    Raises:
+        ValueError: If `eta` is negative or not a number.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0:
+            raise ValueError(f"eta must be at least 0, got {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `eta` is above 0."""
+        return self.eta > 0
 
 
 def weighted_sum(*terms: tuple[float, Tensor]) -> Tensor:
@@ -105,6 +192,48 @@ def weighted_sum(*terms: tuple[float, Tensor]) -> Tensor:
     return total
 
 
+def is_end(now: Point, to: Point) -> bool:
+    """Whether a step touches pure noise or the clean end, where log SNR is infinite."""
+    return not (now.alpha and now.sigma and to.alpha and to.sigma)
+
+
+def is_noise(point: Point) -> bool:
+    """Whether there is nothing but noise, to three digits."""
+    return point.noise_level > FARTHEST_LEVEL
+
+
 def straight(denoised: Denoised, to: Point) -> Latents:
     """Keep what is sample and what is noise, change their scales: alpha * sample + sigma * noise at `to`."""
     return weighted_sum((to.alpha, denoised.sample), (to.sigma, denoised.noise))
+
+
+def along_noise(x: Latents, noise: Tensor, now: Point, to: Point) -> Latents:
+    """From `x` at `now` with the estimate of the noise held fixed; alpha > 0."""
+    return weighted_sum((to.alpha / now.alpha, x), (to.sigma - to.alpha * now.noise_level, noise))
+
+
+def along_sample(x: Latents, sample: Tensor, now: Point, to: Point) -> Latents:
+    """From `x` at `now` with the estimate of the sample held fixed; sigma > 0."""
+    ratio = to.sigma / now.sigma
+    return weighted_sum((ratio, x), (to.alpha - ratio * now.alpha, sample))
+
+
+def ancestral(now: Point, to: Point, eta: float) -> tuple[Point, float]:
+    r"""Split a step in two: down to less noise than `to` has, and up again by fresh noise.
+
+    With \(r = \mathrm{SNR}_t / \mathrm{SNR}_s\), fresh noise of variance \(\eta^2 (1 - r)\,\sigma_s^2\), at most
+    \(\sigma_s^2\) (Song et al. 2021, arXiv 2010.02502, eq. 16; k-diffusion's sigma_up and sigma_down).
+
+    Returns:
+        The point to go down to, and the standard deviation of the fresh noise: their variances sum to `to.sigma ** 2`.
+    """
+    if eta == 0:
+        return to, 0.0
+    ratio = (to.sigma * now.alpha / (to.alpha * now.sigma)) ** 2
+    fresh = min(1.0, eta**2 * max(0.0, 1 - ratio)) * to.sigma**2
+    return Point(to.t, to.alpha, max(0.0, to.sigma**2 - fresh) ** 0.5), fresh**0.5
+
+
+def renoised(x: Latents, fresh: float, denoise: Evaluation, now: Point, to: Point) -> Latents:
+    """`x` with fresh noise of a standard deviation added, in place."""
+    return x.add_(denoise.brownian(x, now, to)[0], alpha=fresh) if fresh > 0 else x

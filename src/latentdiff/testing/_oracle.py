@@ -105,7 +105,7 @@ class Oracle(ABC):
         Returns:
             Shaped and typed like `x_t`.
         """
-        alpha, sigma = (scale.flatten() for scale in self._scales(x_t, t))
+        alpha, sigma = self.schedule.scales(torch.as_tensor(t, dtype=torch.float64, device=x_t.device))
         denoised = self(x_t.double(), t, condition)
         return prediction_target(prediction, denoised.sample, denoised.noise, alpha, sigma, sigma_data).to(x_t.dtype)
 
@@ -137,6 +137,9 @@ class Oracle(ABC):
 
         Returns:
             Shaped and typed like `x`.
+
+        Raises:
+            NotImplementedError: If it is not known, as of grey levels.
         """
         return self._transport(x.double(), self._scales(x, t), self._scales(x, next_t)).to(x.dtype)
 
