@@ -94,6 +94,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def measured(session: nox.Session) -> None:
+    """Compute the tables of the page "Measured" anew (minutes)."""
+    install(session, "-e", ".[test]")
+    session.run("python", "tests/measured.py", "docs/measured.md", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Time the solvers beside their peers on this machine."""
     install(session, "-e", ".[test,examples]")

@@ -178,3 +178,30 @@ def test_another_process_draws_the_same_bits(tmp_path: Path) -> None:
         torch.tensor([1, 2]), size=(4, 6), sampler=ld.Sampler("ddpm", 3), generator=ld.CounterNoise(3)
     )
     assert json.loads(run.stdout) == want.flatten().tolist()
+
+
+def test_a_model_learns_its_variance_and_keeps_it(tmp_path: Path) -> None:
+    """Twice the channels out of the network; the hybrid loss reaches the half that is the variance."""
+    small = small_model(classes=None)
+    model = ld.LatentDiffusion(
+        autoencoder=small.autoencoder,
+        unet=ld.UNet(in_channels=3, out_channels=6, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1),
+        schedule=ld.NoiseSchedule.linear(20),
+        variance="learned_range",
+    )
+    images = torch.rand(2, 1, 8, 12) * 2 - 1
+    model.loss(images, objective=DiffusionLoss(vlb_weight=0.001)).backward()
+    gradient = [parameter.grad for parameter in model.unet.parameters()][-1]
+    assert gradient is not None
+    assert (gradient[3:] != 0).all()
+    ld.save(model, tmp_path / "model.safetensors")
+    again = ld.load(tmp_path / "model.safetensors")
+    assert isinstance(again, ld.LatentDiffusion)
+    assert again.variance == "learned_range"
+    sampler = ld.Sampler("ddpm", steps=3)
+    drawn = [
+        m.generate(batch=2, size=(8, 12), sampler=sampler, generator=ld.CounterNoise(0)) for m in (model.eval(), again)
+    ]
+    assert torch.equal(*drawn)
+    with pytest.raises(ValueError, match="variance must be one of"):
+        ld.LatentDiffusion(autoencoder=small.autoencoder, unet=small.unet, schedule=small.schedule, variance="big")  # type: ignore[arg-type]

@@ -62,7 +62,9 @@ def test_v_flow_and_edm_are_regular_at_both_ends(prediction: Prediction, alpha: 
 def test_a_predicted_sample_says_nothing_about_noise_where_there_is_none(sigma: float | torch.Tensor) -> None:
     x = torch.randn(3, 5)
     alpha = torch.ones(3) if isinstance(sigma, torch.Tensor) else 1.0
-    assert denoised_from_prediction("sample", x, x, alpha, sigma).noise.equal(torch.zeros(3, 5))
+    guess = x + torch.randn(3, 5)
+    assert denoised_from_prediction("sample", guess, x, alpha, sigma).noise.equal(torch.zeros(3, 5))
+    assert denoised_from_prediction("sample", guess, x, alpha, sigma).sample.equal(guess)
 
 
 def test_predictions_are_those_of_the_papers() -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentdiff import CounterNoise, Denoised, NoiseSchedule, Sampler, solvers
+from latentdiff import CounterNoise, Denoised, Denoiser, NoiseSchedule, Sampler, solvers
+from latentdiff.guidance import ClassifierFree
 from latentdiff.solvers import SOLVERS, SolverName, Spacing
 from latentdiff.testing import GaussianDenoiser
 
@@ -368,3 +369,47 @@ def test_a_walk_keeps_no_more_than_its_history_and_two_latents(solver: SolverNam
     two_calls = solver in ("heun", "edm", "dpm_2", "dpm_2_ancestral", "dpmpp_2s", "dpmpp_2s_ancestral", "plms")
     extra = 4 if solver == "dpmpp_sde" else int(method.stochastic) + 2 * two_calls + 2 * (solver == "unipc")
     assert allocations.peak <= 2 + extra
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "dpm_adaptive"])
+@every_schedule
+def test_no_step_looks_at_a_value(solver: SolverName, schedule: NoiseSchedule) -> None:
+    """Tensors of the meta device have no values: whoever asks for one, as a wait for a device would, fails."""
+
+    class Network:
+        def __init__(self) -> None:
+            self.schedule = schedule
+
+        def __call__(self, x_t: torch.Tensor, t: torch.Tensor | float, condition: object = None) -> Denoised:
+            assert isinstance(t, float)
+            return Denoised(x_t + 1, x_t - 1)
+
+    noise, mask = torch.empty(2, 3, 4, device="meta"), torch.ones(3, 1, device="meta")
+    guided = ClassifierFree(Network(), 3.0, rescale=0.5, interval=(0.2, 0.9))
+    sampler = Sampler(solver, 6)
+    assert sampler.sample(guided, noise).device.type == "meta"
+    assert sampler.sample(Network(), noise, known=noise, mask=mask, resamples=2).device.type == "meta"
+    assert sampler.sample(Network(), noise, start=noise, strength=0.5).device.type == "meta"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "dpm_adaptive"])
+def test_a_walk_never_waits_for_the_device(solver: SolverName) -> None:
+    data, noise = normal_data(NoiseSchedule.linear()), torch.randn(2, 3, 4, device="cuda")
+    network = Denoiser(lambda x, t, condition: x * 0.5, data.schedule)
+    Sampler(solver, 3).sample(network, noise)  # tables travel once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        Sampler(solver, 20).sample(network, noise)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sample_does_not_depend_on_the_device(solver: SolverName) -> None:
+    data = normal_data(NoiseSchedule.cosine())
+    noise = CounterNoise(5).normal((3, 2, 5), step=0, device=torch.device("cpu"), dtype=torch.float64)
+    want = Sampler(solver, 8).sample(data, noise, generator=CounterNoise(5))
+    got = Sampler(solver, 8).sample(data, noise.cuda(), generator=CounterNoise(5))
+    torch.testing.assert_close(got.cpu(), want, rtol=1e-9, atol=1e-9)

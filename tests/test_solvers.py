@@ -17,7 +17,8 @@ from latentdiff import BrownianNoise, CounterNoise, Denoised, NoiseSchedule, Poi
 from latentdiff.solvers import SOLVERS, Solver, SolverName
 from latentdiff.solvers._base import ancestral
 from latentdiff.solvers._weights import exponential_moments, lagrange_weights
-from latentdiff.testing import GaussianDenoiser, MixtureDenoiser, assert_order, convergence, sample_moments
+from latentdiff.testing import GaussianDenoiser, assert_order, convergence, sample_moments
+from wide import EIGHT, MODES, WIDE
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(),
@@ -28,16 +29,6 @@ SCHEDULES = {
 }
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 every_solver = pytest.mark.parametrize("name", SOLVERS)
-
-WIDE = NoiseSchedule.edm(sigma_min=0.02, sigma_max=200.0)
-"""From where a first step of first order leaves no trace: the estimate of the sample hardly changes there."""
-EIGHT = GaussianDenoiser(mean=torch.linspace(-0.5, 0.5, 8), std=torch.logspace(-1.3, 0.2, 8), schedule=WIDE)
-MODES = MixtureDenoiser(
-    weights=torch.tensor([0.5, 0.3, 0.2]),
-    means=torch.tensor([-1.0, -0.3, 1.0]),
-    stds=torch.tensor([0.2, 0.3, 0.25]),
-    schedule=WIDE,
-)
 
 
 def quiet(name: SolverName) -> Solver | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import torch
@@ -33,7 +34,7 @@ def _trailing(schedule: NoiseSchedule, steps: int) -> Tensor:
 
 def _beta(schedule: NoiseSchedule, steps: int) -> Tensor:
     """Quantiles of Beta(0.6, 0.6): dense at both ends (Lee et al. 2024, arXiv 2407.12173)."""
-    quantiles = _symmetric_beta_quantile(torch.linspace(1, 0, steps, dtype=torch.float64), 0.6)
+    quantiles = torch.tensor(_symmetric_beta_quantiles(steps, 0.6), dtype=torch.float64)
     return quantiles * (schedule.num_timesteps - 1)
 
 
@@ -82,8 +83,10 @@ SPACINGS: Final[dict[Spacing, Callable[[NoiseSchedule, int], Tensor]]] = {
 """Times of n steps by name: float64 `[steps]`, falling."""
 
 
-def _symmetric_beta_quantile(probability: Tensor, a: float) -> Tensor:
-    """Inverse of the distribution function of Beta(a, a), by bisection on its power series."""
+@lru_cache(maxsize=256)
+def _symmetric_beta_quantiles(count: int, a: float) -> tuple[float, ...]:
+    """Quantiles of Beta(a, a) at `count` even probabilities, falling from 1 to 0: by bisection on its power series."""
+    probability = torch.linspace(1, 0, count, dtype=torch.float64)
     target = torch.minimum(probability, 1 - probability)
     low, high = torch.zeros_like(target), torch.full_like(target, 0.5)
     half_mass = 2 * _incomplete_beta(high, a)
@@ -92,13 +95,12 @@ def _symmetric_beta_quantile(probability: Tensor, a: float) -> Tensor:
         is_below = _incomplete_beta(middle, a) / half_mass < target
         low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
     quantile = torch.where(target == 0, 0.0, (low + high) / 2)
-    return torch.where(probability <= 0.5, quantile, 1 - quantile)
+    return tuple(torch.where(probability <= 0.5, quantile, 1 - quantile).tolist())
 
 
 def _incomplete_beta(z: Tensor, a: float) -> Tensor:
     """The integral of (x (1 - x)) ** (a - 1) over 0 ... z, for z up to 1/2: its terms fall like 2 ** -k there."""
-    total, coefficient = torch.zeros_like(z), 1.0
-    for k in range(64):
-        total += coefficient / (a + k) * z**k
-        coefficient *= (k + 1 - a) / (k + 1)
+    k = torch.arange(64, dtype=torch.float64)
+    coefficients = torch.cat([torch.ones(1, dtype=torch.float64), ((k + 1 - a) / (k + 1))[:-1]]).cumprod(0)
+    total: Tensor = (z.unsqueeze(-1) ** k) @ (coefficients / (a + k))
     return z**a * total

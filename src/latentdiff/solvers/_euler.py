@@ -12,6 +12,7 @@ import torch
 from latentdiff._schedule import Frame, Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._base import (
+    FARTHEST_LEVEL,
     FOLLOWING_NOISE,
     Ancestral,
     Evaluation,
@@ -82,8 +83,8 @@ class EDM(Solver):
     r"""Heun's step after a little fresh noise, "churn" (Karras et al. 2022, arXiv 2206.00364, alg. 2).
 
     In every step whose noise level \(\ell = \sigma / \alpha\) lies in `churn_range`, noise is added first, up to
-    \(\hat\ell = \ell\,(1 + \min(\mathrm{churn} / N, \sqrt 2 - 1))\), though not above the schedule's highest level; the
-    network is asked *there*. It then corrects errors of earlier steps. Second order without churn, on the mean and
+    \(\hat\ell = \ell\,(1 + \min(\mathrm{churn} / N, \sqrt 2 - 1))\), though not above the schedule's highest level or
+    990; the network is asked *there*. It then corrects errors of earlier steps. Second order without churn, on the mean and
     variance with it.
 
     Attributes:
@@ -127,7 +128,7 @@ class EDM(Solver):
         if not self.churn or is_noise(now) or not low <= now.noise_level <= high:
             return now
         schedule = denoise.denoiser.schedule
-        level = now.noise_level * (1 + min(self.churn / denoise.steps, 2**0.5 - 1))
+        level = min(now.noise_level * (1 + min(self.churn / denoise.steps, 2**0.5 - 1)), 0.99 * FARTHEST_LEVEL)
         t = schedule.timestep(-2 * math.log(level))
         if schedule.alpha(t) == 0 or t <= now.t:  # the schedule's end
             return now
