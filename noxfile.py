@@ -105,3 +105,13 @@ def bench(session: nox.Session) -> None:
     """Time the solvers beside their peers on this machine."""
     install(session, "-e", ".[test,examples]")
     session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """Compare the published models with recorded outputs, in the folder LATENTDIFF_ZOO names; write docs/zoo.md."""
+    if "LATENTDIFF_ZOO" not in os.environ:
+        session.skip("LATENTDIFF_ZOO names no folder of published models")
+    install(session, "-e", ".[test,interop]")
+    session.run("python", "-m", "pytest", "tests/test_zoo.py", "tests/test_blocks.py")
+    session.run("python", "tests/zoo_parity.py", "--write", "docs/zoo.md", *session.posargs)

@@ -211,14 +211,14 @@ def test_tensors_that_do_not_fit_are_named(saved: Path) -> None:
 
 
 def test_a_failed_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentdiff._checkpoints import _native
+    from latentdiff._checkpoints import _files
 
     before = saved.read_bytes()
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(_native, "save_file", fail)
+    monkeypatch.setattr(_files, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         ld.save(small_model(seed=1), saved)
     assert saved.read_bytes() == before

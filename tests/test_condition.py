@@ -1,18 +1,17 @@
-"""Conditions: joined, chosen and dropped by sample; labels encoded, and none of them mistaken for another."""
+"""Conditions: joined, chosen, moved and repeated by sample."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 import latentdiff as ld
+from conditions import assert_same, parts
 from networks import normal
 
 
@@ -25,19 +24,6 @@ def condition(batch: int, length: int = 3, seed: int = 0, masked: bool = False) 
         embedding=normal((batch, 4), seed + 1),
         concat=normal((batch, 2, 6, 7), seed + 2),
     )
-
-
-def parts(condition: ld.Condition) -> dict[str, Tensor]:
-    """What is there, by name."""
-    named = {name: getattr(condition, name) for name in ("context", "context_mask", "embedding", "concat")}
-    return {name: part for name, part in named.items() if part is not None}
-
-
-def assert_same(one: ld.Condition, other: ld.Condition) -> None:
-    """All parts equal, bit for bit."""
-    assert parts(one).keys() == parts(other).keys()
-    for name, part in parts(one).items():
-        assert torch.equal(part, parts(other)[name]), name
 
 
 @given(batches=st.lists(st.integers(1, 4), min_size=1, max_size=3), masked=st.booleans())
@@ -160,133 +146,54 @@ def test_a_condition_of_wrong_shape_is_refused(
         build()
 
 
-def encoder(routing: Literal["context", "embedding"] = "context", dropout: float = 0.1) -> ld.ClassEncoder:
-    return ld.ClassEncoder(num_classes=6, dim=4, routing=routing, dropout=dropout)
+def test_maps_of_size_one_are_repeated_where_conditions_meet() -> None:
+    whole, point = ld.Condition(concat=normal((2, 3, 4, 5))), ld.Condition(concat=normal((2, 3, 1, 1), seed=1))
+    expected = parts(point)["concat"].expand(2, 3, 4, 5)
+    assert torch.equal(parts(point.expand((4, 5)))["concat"], expected)
+    for one, other in ((whole, point), (point, whole)):
+        assert parts(one.cat(other))["concat"].shape == (4, 3, 4, 5)
+        assert torch.equal(
+            parts(one.where(torch.tensor([False, True]), other))["concat"][0], parts(other.expand((4, 5)))["concat"][0]
+        )
+    assert whole.expand((4, 5)) is whole
+    assert_same(ld.Condition(embedding=torch.ones(2, 3)).expand((4, 5)), ld.Condition(embedding=torch.ones(2, 3)))
 
 
-@pytest.mark.parametrize("routing", ["context", "embedding"])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
-def test_each_class_has_a_vector_of_its_own(routing: Literal["context", "embedding"], dtype: torch.dtype) -> None:
-    module = encoder(routing)
-    encoded = module(torch.tensor([5, 0, 3, 0]).to(dtype))
-    assert torch.equal(parts(encoded)[routing].flatten(1), module.embedding.weight[[5, 0, 3, 0]])
-    assert list(parts(encoded)) == [routing]
-    assert len(module(torch.arange(6)).cat(module.null(1))) == 7
-    assert len(module.embedding.weight.unique(dim=0)) == 7
+def test_a_map_of_another_size_is_not_repeated() -> None:
+    with pytest.raises(
+        ValueError, match=r"concat must have the spatial size \[4, 5\], or 1 on each axis, got \[1, 5\]"
+    ):
+        ld.Condition(concat=torch.zeros(2, 3, 1, 5)).expand((4, 5))
+    with pytest.raises(ValueError, match=r"concat must have the spatial size \[4\]"):
+        ld.Condition(concat=torch.zeros(2, 3, 1, 1)).expand((4,))
+    with pytest.raises(ValueError, match="same parts and shapes"):
+        ld.Condition(concat=torch.zeros(2, 3, 1, 5)).cat(ld.Condition(concat=torch.zeros(2, 3, 4, 5)))
 
 
-def test_no_label_is_the_null_and_no_class() -> None:
-    module = encoder()
-    assert_same(module(torch.tensor([-1, -1])), module.null(2))
-    for label in range(6):
-        assert not torch.equal(parts(module(torch.tensor([label])))["context"], parts(module.null(1))["context"])
+def test_a_network_can_be_exported_with_its_condition() -> None:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = ld.CrossAttention(query_dim=4, context_dim=5, num_heads=2, head_dim=3)
+
+        def forward(self, x: torch.Tensor, condition: ld.Condition) -> torch.Tensor:
+            y: torch.Tensor = self.attention(x, condition.context, condition.context_mask)
+            return y
+
+    network, x = Network(), normal((4, 6, 4), dtype=torch.float32)
+    given, other = (condition(4, seed=seed, masked=True).to(torch.float32) for seed in (1, 2))
+    exported = torch.export.export(network, (x, given)).module()
+    torch.testing.assert_close(exported(x, other), network(x, other), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("y", "error", "message"),
-    [
-        (torch.tensor([0, 6]), ValueError, r"y must be in \[0, 5\], or -1 for none, got labels in \[0, 6\]"),
-        (torch.tensor([-2, 1]), ValueError, r"got labels in \[-2, 1\]"),
-        (torch.tensor([0.0, 1.0]), TypeError, r"y must hold integer labels, got torch.float32"),
-        (torch.tensor([True, False]), TypeError, r"y must hold integer labels, got torch.bool"),
-        (torch.tensor([[0], [1]]), ValueError, r"y must have 1 axes \[batch\], got 2: \[2, 1\]"),
-        (torch.tensor(1), ValueError, "y must have 1 axes"),
-        ([0, 1], TypeError, r"y must be a torch.Tensor of labels, got list"),
-    ],
-)
-def test_wrong_labels_are_refused(y: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        encoder()(y)
+def test_a_condition_goes_through_a_compiled_function_without_being_compiled_again() -> None:
+    def halved(given: ld.Condition) -> ld.Condition:
+        other = ld.Condition(context=given.context, context_mask=given.context_mask, concat=given.concat)
+        return other.to(torch.float32)[:2].cat(other[2:])
 
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_classes": 0}, "num_classes must be positive, got 0"),
-        ({"dim": -1}, "dim must be positive, got -1"),
-        ({"routing": "both"}, "routing must be one of 'context', 'embedding', got 'both'"),
-        ({"dropout": 1.5}, r"dropout must be in \[0, 1\], got 1.5"),
-    ],
-)
-def test_a_wrong_encoder_is_refused(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ld.ClassEncoder(**{"num_classes": 6, "dim": 4, **arguments})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("routing", ["context", "embedding"])
-def test_dropping_replaces_whole_samples_at_the_rate(routing: Literal["context", "embedding"]) -> None:
-    module = encoder(routing)
-    y, generator = torch.arange(4000) % 6, torch.Generator().manual_seed(1)
-    dropped = module.drop(module(y), 0.3, generator)
-    kept = parts(module(y))[routing].flatten(1) == parts(dropped)[routing].flatten(1)
-    gone = parts(module.null(4000))[routing].flatten(1) == parts(dropped)[routing].flatten(1)
-    assert torch.equal(kept.all(1), ~gone.all(1))
-    assert torch.equal(kept.any(1), kept.all(1))
-    # The standard deviation of the rate over 4000 samples is 0.0072; five of them.
-    assert gone.all(1).double().mean().item() == pytest.approx(0.3, abs=0.036)
-
-
-def test_dropping_is_a_function_of_the_generator() -> None:
-    module, y = encoder(), torch.arange(40) % 6
-    draws = [module.drop(module(y), 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-    assert_same(draws[0], draws[1])
-    assert not torch.equal(parts(draws[0])["context"], parts(draws[2])["context"])
-
-
-def test_dropping_never_and_always() -> None:
-    module, y = encoder(dropout=1.0), torch.tensor([1, 2])
-    encoded = module(y)
-    assert module.drop(encoded, 0.0) is encoded
-    assert_same(module.drop(encoded), module.null(2))
-    with pytest.raises(ValueError, match=r"probability must be in \[0, 1\], got -0.1"):
-        module.drop(encoded, -0.1)
-
-
-def test_gradients_reach_the_null_where_it_was_dropped_and_the_class_where_it_was_not() -> None:
-    module, y = encoder(), torch.tensor([1, 2, 3])
-    dropped = module(y).where(torch.tensor([True, False, True]), module.null(3))
-    parts(dropped)["context"].sum().backward()
-    assert module.embedding.weight.grad is not None
-    assert module.embedding.weight.grad.any(dim=1).tolist() == [False, True, False, True, False, False, True]
-
-
-def test_guidance_needs_a_null_that_was_trained_and_the_state_says_whether_it_was() -> None:
-    module, y = encoder(), torch.tensor([1, 2])
-    with pytest.raises(ValueError, match=r"guidance must have a trained null, .* train with dropout > 0"):
-        module.require_null()
-    module.drop(module(y), 0.0)
-    module.eval()
-    module.drop(module(y), 1.0)
-    module(torch.tensor([-1]))
-    assert not module.null_trained
-    module.train()
-    module.drop(module(y), 0.5)
-    module.require_null()
-    again = ld.ClassEncoder(**module.config)  # type: ignore[arg-type]
-    again.load_state_dict(module.state_dict())
-    again.require_null()
-    assert_same(again.null(2), module.null(2))
-
-
-def test_labels_of_none_in_training_train_the_null() -> None:
-    module = encoder()
-    module(torch.tensor([0, 5]))
-    assert not module.null_trained
-    module(torch.tensor([0, -1]))
-    assert module.null_trained
-
-
-def test_the_base_class_is_no_encoder() -> None:
-    with pytest.raises(TypeError, match="abstract"):
-        ld.ConditionEncoder()  # type: ignore[abstract]
-
-
-@pytest.mark.parametrize("routing", ["context", "embedding"])
-def test_an_encoder_compiles_in_one_graph(routing: Literal["context", "embedding"]) -> None:
-    module = encoder(routing).eval()
-
-    def encode(y: Tensor, keep: Tensor) -> Tensor:
-        return parts(module(y).where(keep, module.null(3)))[routing]
-
-    y, keep = torch.tensor([1, 5, -1]), torch.tensor([True, False, True])
-    assert torch.equal(torch.compile(encode, fullgraph=True, backend="eager")(y, keep), encode(y, keep))
+    torch.compiler.reset()
+    compiled = torch.compile(halved, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            given = condition(4, seed=seed, masked=True)
+            assert_same(compiled(given), halved(given))

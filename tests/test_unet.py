@@ -452,6 +452,12 @@ def test_concat_comes_after_the_latents() -> None:
     assert torch.equal(unet(x, 9, ld.Condition(concat=concat)), wide(torch.cat([x, concat], 1), 9))
 
 
+def test_a_concat_of_one_point_is_the_same_at_every_point() -> None:
+    unet, x, point = small(concat_channels=2), normal((2, 3, 5, 6)), normal((2, 2, 1, 1), 1)
+    expected = unet(x, 9, ld.Condition(concat=point.expand(2, 2, 5, 6)))
+    assert torch.equal(unet(x, 9, ld.Condition(concat=point)), expected)
+
+
 def test_labels_choose_a_row_and_none_chooses_nothing() -> None:
     unet, x = small(num_classes=4), normal((3, 3, 5, 6))
     labels = torch.tensor([2, -1, 0])

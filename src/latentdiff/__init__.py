@@ -13,17 +13,24 @@ from latentdiff._attention import CrossAttention as CrossAttention
 from latentdiff._autoencoder import Autoencoder as Autoencoder
 from latentdiff._autoencoder import AutoencoderOutput as AutoencoderOutput
 from latentdiff._brownian import BrownianNoise as BrownianNoise
+from latentdiff._checkpoints import export as export
 from latentdiff._checkpoints import load as load
 from latentdiff._checkpoints import save as save
 from latentdiff._condition import ClassEncoder as ClassEncoder
 from latentdiff._condition import Condition as Condition
 from latentdiff._condition import ConditionEncoder as ConditionEncoder
+from latentdiff._condition import FrozenEncoder as FrozenEncoder
+from latentdiff._condition import LayoutEncoder as LayoutEncoder
+from latentdiff._condition import MultiEncoder as MultiEncoder
+from latentdiff._condition import SpatialEncoder as SpatialEncoder
+from latentdiff._condition import TextEncoder as TextEncoder
 from latentdiff._denoised import Denoise as Denoise
 from latentdiff._denoised import Denoised as Denoised
 from latentdiff._denoiser import Denoiser as Denoiser
 from latentdiff._distributions import DiagonalGaussian as DiagonalGaussian
 from latentdiff._distributions import Gaussian as Gaussian
 from latentdiff._distributions import PointMass as PointMass
+from latentdiff._dit import DiT as DiT
 from latentdiff._errors import CheckpointError as CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
 from latentdiff._module import Module as Module
@@ -32,6 +39,8 @@ from latentdiff._noise import draw_noise as draw_noise
 from latentdiff._prediction import convert_prediction as convert_prediction
 from latentdiff._prediction import denoised_from_prediction as denoised_from_prediction
 from latentdiff._prediction import prediction_target as prediction_target
+from latentdiff._presets import create as create
+from latentdiff._presets import presets as presets
 from latentdiff._quantizer import Quantized as Quantized
 from latentdiff._quantizer import VectorQuantizer as VectorQuantizer
 from latentdiff._sampler import Sampler as Sampler
@@ -68,28 +77,37 @@ __all__ = [
     "Denoise",
     "Denoised",
     "Denoiser",
+    "DiT",
     "DiagonalGaussian",
+    "FrozenEncoder",
     "Gaussian",
     "LatentDiffusion",
+    "LayoutEncoder",
     "Module",
+    "MultiEncoder",
     "NoiseSchedule",
     "Point",
     "PointMass",
     "Quantized",
     "Sampler",
+    "SpatialEncoder",
     "Step",
+    "TextEncoder",
     "UNet",
     "VectorQuantizer",
     "__version__",
     "convert_prediction",
+    "create",
     "denoised_from_prediction",
     "draw_noise",
     "evaluation",
+    "export",
     "guidance",
     "likelihood",
     "load",
     "losses",
     "prediction_target",
+    "presets",
     "save",
     "solvers",
     "testing",

@@ -11,6 +11,7 @@ from latentdiff._autoencoder import Autoencoder
 from latentdiff._condition import Condition, ConditionEncoder
 from latentdiff._denoised import Denoise
 from latentdiff._denoiser import Denoiser, Variance
+from latentdiff._dit import DiT
 from latentdiff._module import Module
 from latentdiff._noise import draw_noise
 from latentdiff._sampler import Sampler
@@ -32,7 +33,7 @@ class LatentDiffusion(Module):
         self,
         *,
         autoencoder: Autoencoder,
-        unet: UNet,
+        unet: UNet | DiT,
         schedule: NoiseSchedule,
         condition_encoder: ConditionEncoder | None = None,
         prediction: Prediction = "epsilon",
@@ -43,7 +44,7 @@ class LatentDiffusion(Module):
 
         Args:
             autoencoder: Images to latents of unit size and back.
-            unet: Noisy latents, time and condition to a prediction.
+            unet: Noisy latents, time and condition to a prediction: a `UNet`, or a network with its interface.
             schedule: How much noise there is at which time.
             condition_encoder: From what a user gives (labels, text, ...) to a `Condition`; None for an
                 unconditional model.
@@ -57,7 +58,7 @@ class LatentDiffusion(Module):
         """
         super().__init__()
         self.autoencoder: Autoencoder = autoencoder.eval()
-        self.unet = unet
+        self.unet: UNet | DiT = unet
         self.schedule = schedule
         self.condition_encoder = condition_encoder
         self.prediction: Prediction = prediction
@@ -101,7 +102,7 @@ class LatentDiffusion(Module):
         objective: DiffusionLoss | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The denoising loss of images, conditions dropped at the encoder's own rate while training.
+        """The denoising loss of images; while training, conditions are dropped as their encoder says.
 
         Args:
             images: `[batch, channels, *spatial]`, floats in [-1, 1].
@@ -116,9 +117,7 @@ class LatentDiffusion(Module):
             ValueError: If `y` is given to an unconditional model, or missing for a conditional one.
         """
         latents = self.encode(images, generator)
-        condition = self._condition(y, len(latents))
-        if condition is not None and self.condition_encoder is not None and self.training:
-            condition = self.condition_encoder.drop(condition, self.condition_encoder.dropout, generator)
+        condition = self._condition(y, len(latents), generator)
         return (objective or DiffusionLoss())(self.denoiser, latents, condition, generator=generator).loss
 
     @torch.no_grad()
@@ -154,13 +153,14 @@ class LatentDiffusion(Module):
         was_training = self.training
         self.eval()
         try:
-            condition = self._condition_to_draw(y, batch)
+            latent_size = self._latent_size(size)
+            condition = self._condition_to_draw(y, batch, latent_size)
             count = len(condition) if condition is not None else _known_batch(batch)
             denoiser: Denoise = self.denoiser
             if guidance_scale != 1:
-                denoiser = ClassifierFree(denoiser, guidance_scale, negative=self._null(count))
+                denoiser = ClassifierFree(denoiser, guidance_scale, negative=self._null(count, latent_size))
             device = next(self.unet.parameters()).device
-            shape = (count, self.autoencoder.latent_channels, *self._latent_size(size))
+            shape = (count, self.autoencoder.latent_channels, *latent_size)
             noise = draw_noise(shape, generator, device=device)
             latents = (sampler or Sampler("dpmpp_2m", steps=25)).sample(
                 denoiser, noise, condition, generator=generator, progress=progress
@@ -169,8 +169,10 @@ class LatentDiffusion(Module):
         finally:
             self.train(was_training)
 
-    def _condition(self, y: object, batch: int | None = None) -> Condition | None:
-        """The condition of `y`, which must be given exactly where there is an encoder."""
+    def _condition(
+        self, y: object, batch: int | None = None, generator: torch.Generator | None = None
+    ) -> Condition | None:
+        """The condition of `y`, which must be given exactly where there is an encoder; dropped while training."""
         if self.condition_encoder is None:
             if y is not None:
                 raise ValueError(
@@ -179,21 +181,23 @@ class LatentDiffusion(Module):
             return None
         if y is None:
             raise ValueError("y must be given to a model with a condition_encoder, got None")
-        condition: Condition = self.condition_encoder(y)
+        encoder = self.condition_encoder
+        condition: Condition = encoder.for_training(y, generator) if self.training else encoder(y)
         if batch is not None and len(condition) != batch:
             raise ValueError(f"y must have the {batch} samples of images, got {len(condition)}")
         return condition
 
-    def _condition_to_draw(self, y: object, batch: int | None) -> Condition | None:
+    def _condition_to_draw(self, y: object, batch: int | None, size: tuple[int, ...]) -> Condition | None:
         if y is None and self.condition_encoder is not None:
-            return self._null(_known_batch(batch))
+            return self._null(_known_batch(batch), size)
         return self._condition(y, batch)
 
-    def _null(self, batch: int) -> Condition:
+    def _null(self, batch: int, size: tuple[int, ...]) -> Condition:
+        """The null, its `concat`, if it has one, of the spatial size of the latents."""
         if self.condition_encoder is None:
             raise ValueError("guidance_scale must be 1 for a model without condition_encoder")
         self.condition_encoder.require_null()
-        return self.condition_encoder.null(batch)
+        return self.condition_encoder.null(batch).expand(size)
 
     def _latent_size(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
         """The spatial size of latents of images of `size`."""

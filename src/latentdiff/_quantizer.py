@@ -224,6 +224,6 @@ class VectorQuantizer(Module):
         """Perplexity and usage of `indices` `[count]`."""
         counts = torch.zeros(self.codebook_size, dtype=dtype, device=indices.device)
         counts = counts.index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
-        probabilities = counts / len(indices)
+        probabilities = counts / indices.numel()
         entropy = -torch.xlogy(probabilities, probabilities).sum()
         return entropy.exp(), (counts > 0).to(dtype).mean()

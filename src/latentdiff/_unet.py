@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from latentdiff._attention import QKVOrder, SpatialSelfAttention, SpatialTransformer
-from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_range, check_shape
+from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_shape
 from latentdiff._condition import Condition
 from latentdiff._layers import (
     Conv,
@@ -26,93 +24,9 @@ from latentdiff._layers import (
     zero_,
 )
 from latentdiff._module import Module
+from latentdiff._network_inputs import batch_times, class_vectors, fitting_condition
 from latentdiff._typing import Latents, SpatialDims, Times, Tokens
-
-Attention: TypeAlias = SpatialTransformer | SpatialSelfAttention
-"""Attention among the points of a map, with or without a context."""
-
-
-class Stage(nn.Module):
-    """A residual block and, where there is attention, what follows it."""
-
-    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
-        """Join the two."""
-        super().__init__()
-        self.block = block
-        self.attention = attention
-
-    def forward(self, x: Tensor, embedding: Tensor, context: Tokens | None, mask: Tensor | None) -> Tensor:
-        """Map `x` `[batch, in_channels, *spatial]` to `[batch, out_channels, *spatial]`."""
-        y: Tensor = self.block(x, embedding)
-        if isinstance(self.attention, SpatialTransformer):
-            y = self.attention(y, context, mask)
-        elif self.attention is not None:
-            y = self.attention(y)
-        return y
-
-
-class DownLevel(nn.Module):
-    """The stages of one resolution on the way down, and the step to the next."""
-
-    def __init__(self, stages: Sequence[Stage], downsample: Downsample | ResidualBlock | None) -> None:
-        """Join them; the last level has no `downsample`."""
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.downsample = downsample
-
-    def forward(
-        self, x: Tensor, embedding: Tensor, context: Tokens | None, mask: Tensor | None, recompute: bool
-    ) -> list[Tensor]:
-        """What each layer makes of `x` `[batch, in_channels, *spatial]`, for the way up; the last goes on."""
-        skips: list[Tensor] = []
-        for stage in self.stages:
-            x = call(stage, x, embedding, context, mask, recompute=recompute)
-            skips.append(x)
-        if isinstance(self.downsample, ResidualBlock):
-            skips.append(call(self.downsample, x, embedding, recompute=recompute))
-        elif self.downsample is not None:
-            skips.append(self.downsample(x))
-        return skips
-
-
-class UpLevel(nn.Module):
-    """The stages of one resolution on the way up, and the step to the next."""
-
-    def __init__(self, stages: Sequence[Stage], upsample: Upsample | ResidualBlock | None) -> None:
-        """Join them; level 0 has no `upsample`."""
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.upsample = upsample
-
-    def forward(
-        self,
-        x: Tensor,
-        skips: list[Tensor],
-        embedding: Tensor,
-        context: Tokens | None,
-        mask: Tensor | None,
-        recompute: bool,
-    ) -> Tensor:
-        """Map `x` `[batch, in_channels, *spatial]`, each stage taking one of `skips` off its end."""
-        for stage in self.stages:
-            x = call(stage, torch.cat([x, skips.pop()], dim=1), embedding, context, mask, recompute=recompute)
-        if self.upsample is None:
-            return x
-        size = tuple(skips[-1].shape[2:])  # an odd size comes back as it was
-        if isinstance(self.upsample, ResidualBlock):
-            return call(self.upsample, x, embedding, size, recompute=recompute)
-        y: Tensor = self.upsample(x, size)
-        return y
-
-
-def call(module: nn.Module, *arguments: Tensor | tuple[int, ...] | None, recompute: bool) -> Tensor:
-    """The output of `module`; with `recompute` its insides are not kept but computed again in the backward pass."""
-    y: Tensor
-    if recompute:
-        y = checkpoint(module, *arguments, use_reentrant=False)
-    else:
-        y = module(*arguments)
-    return y
+from latentdiff._unet_levels import Attention, DownLevel, Stage, UpLevel, call
 
 
 class UNet(Module):
@@ -360,7 +274,8 @@ class UNet(Module):
             t: `[batch]`, `[]` or a number; the model's time, whole or fractional.
             condition: What this network was built for: `context` (with `context_dim`), `embedding` (with
                 `embedding_dim`; with `num_classes` labels, where none is -1 or no embedding at all), `concat` (with
-                `concat_channels`). A tensor `[batch, length, context_dim]` is taken as the context.
+                `concat_channels`; of the size of `x`, or one point for all). A tensor `[batch, length, context_dim]` is
+                taken as the context.
 
         Returns:
             `[batch, out_channels, *spatial]`.
@@ -371,9 +286,17 @@ class UNet(Module):
         """
         check_floating("x", x)
         check_shape("x", x, f"batch channels {SPATIAL[self.spatial_dims]}", channels=self.in_channels)
-        condition = self._checked(condition, x)
+        condition = fitting_condition(
+            condition,
+            x,
+            network="UNet",
+            context_dim=self.context_dim,
+            embedding_dim=self.embedding_dim,
+            num_classes=self.num_classes,
+            concat_channels=self.concat_channels,
+        )
         dtype = self.conv_in.weight.dtype
-        embedding: Tensor = self.time_embedding(timestep_embedding(_times(t, x), self.base_channels).to(dtype))
+        embedding: Tensor = self.time_embedding(timestep_embedding(batch_times(t, x), self.base_channels).to(dtype))
         if condition.embedding is not None:
             embedding = embedding + self._embed(condition.embedding)
         x = x.to(dtype)
@@ -399,76 +322,12 @@ class UNet(Module):
     def _embed(self, embedding: Tensor) -> Tensor:
         """The condition's vector or label as a part of the time embedding, `[batch, time_dim]`."""
         part: Tensor
-        if self.class_embedding is None or self.num_classes is None:
+        if self.class_embedding is None:
             part = (
                 self.vector_embedding(embedding.to(self.conv_in.weight.dtype)) if self.vector_embedding else embedding
             )
             return part
-        part = self.class_embedding(embedding.clamp(0, self.num_classes - 1))
-        # A label out of range, which on an accelerator nobody waits for to see, becomes NaN, never another class.
-        known = (embedding >= -1) & (embedding < self.num_classes)
-        weight = torch.where(known, (embedding >= 0).to(part.dtype), torch.nan)
-        return part * weight[:, None]
-
-    def _checked(self, condition: Condition | Tensor | None, x: Latents) -> Condition:
-        """The condition, each part of it there where the network has a use for it and only there."""
-        if condition is None:
-            condition = Condition()
-        elif isinstance(condition, Tensor):
-            condition = Condition(context=condition)
-        elif not isinstance(condition, Condition):
-            raise TypeError(f"condition must be a Condition, a tensor or None, got {type(condition).__name__}")
-        _check_use("context", condition.context, "context_dim", self.context_dim)
-        _check_use("concat", condition.concat, "concat_channels", self.concat_channels or None)
-        if self.num_classes is None:
-            _check_use("embedding", condition.embedding, "embedding_dim or num_classes", self.embedding_dim)
-        self._check_shapes(condition, x)
-        return condition
-
-    def _check_shapes(self, condition: Condition, x: Latents) -> None:
-        """Require the parts of the condition to fit the network and `x`."""
-        batch = x.shape[0]
-        if condition.context is not None and self.context_dim is not None:
-            check_shape("context", condition.context, "batch length dim", batch=batch, dim=self.context_dim)
-        if condition.concat is not None:
-            axes = SPATIAL[self.spatial_dims]
-            sizes = dict(zip(axes.split(), x.shape[2:], strict=True))
-            check_shape(
-                "concat",
-                condition.concat,
-                f"batch channels {axes}",
-                batch=batch,
-                channels=self.concat_channels,
-                **sizes,
-            )
-        if condition.embedding is not None and self.embedding_dim is not None:
-            check_shape("embedding", condition.embedding, "batch dim", batch=batch, dim=self.embedding_dim)
-        if condition.embedding is not None and self.num_classes is not None:
-            check_shape("embedding", condition.embedding, "batch", batch=batch)
-            if condition.embedding.dtype not in (torch.int64, torch.int32):
-                raise TypeError(
-                    f"embedding must hold integer labels, as num_classes says, got {condition.embedding.dtype}"
-                )
-            check_range("embedding", condition.embedding, -1, self.num_classes - 1)
-
-
-def _check_use(name: str, part: Tensor | None, argument: str, size: int | None) -> None:
-    """Require `part` where the network was built with `argument`, and its absence elsewhere."""
-    if part is None and size is not None:
-        raise ValueError(f"condition must have a part {name}: this UNet was built with {argument}={size}, got none")
-    if part is not None and size is None:
-        raise ValueError(
-            f"condition must have no part {name}: this UNet was built without {argument}, got {list(part.shape)}"
-        )
-
-
-def _times(t: Times, x: Latents) -> Tensor:
-    """`t` for each sample of `x`, `[batch]`, on its device."""
-    if not isinstance(t, Tensor):
-        return torch.full(x.shape[:1], float(t), device=x.device)
-    if t.ndim:
-        check_shape("t", t, "batch", batch=x.shape[0])
-    return t.to(x.device).expand(x.shape[0])
+        return class_vectors(self.class_embedding, embedding)
 
 
 def _plain(given: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -10,12 +10,21 @@ from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latentdiff._attention import CrossAttention
 from latentdiff._autoencoder import Autoencoder
-from latentdiff._condition import ClassEncoder
+from latentdiff._checkpoints._files import write_safetensors
+from latentdiff._checkpoints._report import check_fit
+from latentdiff._condition import (
+    ClassEncoder,
+    FrozenEncoder,
+    LayoutEncoder,
+    MultiEncoder,
+    SpatialEncoder,
+    TextEncoder,
+)
+from latentdiff._dit import DiT
 from latentdiff._errors import CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion
 from latentdiff._module import Module, describe
@@ -30,7 +39,13 @@ CLASSES: Final[tuple[type[Module], ...]] = (
     Autoencoder,
     ClassEncoder,
     CrossAttention,
+    DiT,
+    FrozenEncoder,
     LatentDiffusion,
+    LayoutEncoder,
+    MultiEncoder,
+    SpatialEncoder,
+    TextEncoder,
     UNet,
     VectorQuantizer,
 )
@@ -48,40 +63,12 @@ def save(module: Module, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: If the module's arguments cannot be written as JSON.
     """
-    path = Path(path)
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "module": describe(module)})}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(_unshared(tensors), beside, metadata)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_safetensors(Path(path), module.state_dict(), metadata)
 
 
-def load(
-    path: str | os.PathLike[str],
-    *,
-    device: torch.device | str = "cpu",
-    classes: Iterable[type[Module]] = (),
-) -> Module:
-    """Build a module again from a file that `save` wrote, in evaluation mode.
-
-    Args:
-        path: The file.
-        device: Where the weights go.
-        classes: Classes of one's own that the file names.
-
-    Returns:
-        The module, of the class that was saved.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, truncated, not written by `save`, names an unknown class,
-            or its tensors do not fit the module.
-    """
-    path = Path(path)
+def read_native(path: Path, *, device: torch.device | str, classes: Iterable[type[Module]]) -> Module:
+    """The module of a file that `save` wrote, in evaluation mode; see `load`."""
     description, tensors = _read(path, device)
     known = {cls.__name__: cls for cls in (*CLASSES, *classes)}
     try:
@@ -91,7 +78,8 @@ def load(
         raise CheckpointError(f"{path} describes a module that cannot be built: {error}") from error
     if not isinstance(module, Module):
         raise CheckpointError(f"{path} must describe a module, got {type(module).__name__}")
-    _check_keys(path, module.state_dict(), tensors)
+    wanted, found = ({k: tuple(v.shape) for k, v in state.items()} for state in (module.state_dict(), tensors))
+    check_fit(path, "the module it describes", wanted, found)
     module.load_state_dict(tensors, assign=True)
     return module.eval()
 
@@ -135,28 +123,3 @@ def _read(path: Path, device: torch.device | str) -> tuple[JSON, dict[str, Tenso
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this version of latentdiff reads {FORMAT}")
     return description, tensors
-
-
-def _check_keys(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
-    misshapen = [
-        f"{name}: {list(found[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name].shape != wanted[name].shape
-    ]
-    lists = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-    problems = [f"{kind}: {', '.join(names)}" for kind, names in lists if names]
-    if problems:
-        raise CheckpointError(f"{path} does not fit the module it describes; {'; '.join(problems)}")
-
-
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory with an earlier one, which the file format does not allow."""
-    seen: set[int] = set()
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return result
