@@ -175,9 +175,7 @@ class LatentDiffusion(Module):
         """The condition of `y`, which must be given exactly where there is an encoder; dropped while training."""
         if self.condition_encoder is None:
             if y is not None:
-                raise ValueError(
-                    "y must be None for a model without condition_encoder; build it with one to give labels"
-                )
+                raise ValueError("y must be None for a model without condition_encoder; build it with one")
             return None
         if y is None:
             raise ValueError("y must be given to a model with a condition_encoder, got None")
