@@ -20,7 +20,7 @@ import torch
 
 from latentdiff.solvers import Spacing
 from measured_differences import DIFFERENCES
-from measured_orders import ORDERS, SPACING_TABLES, SPACINGS, WEAK_ORDERS, Row
+from measured_orders import DEFAULTS, GUIDANCE_TABLES, ORDERS, SCALES, SPACING_TABLES, SPACINGS, WEAK_ORDERS, Row
 from peers import PAIRS, PEERS, SCHEDULES, against_diffusers, against_reference
 
 GRIDS: Final[tuple[tuple[int, Spacing], ...]] = ((5, "trailing"), (11, "karras"), (20, "logsnr"), (24, "beta"))
@@ -65,6 +65,11 @@ TABLES: Final[dict[str, tuple[tuple[str, ...], dict[str, Row]]]] = {
     "formulas": (("name", "solver", "deviation"), {name: partial(reference_row, name) for name in PAIRS}),
     "differences": (("", "measured", f"diffusers {diffusers.__version__}, or the formula", "latentdiff"), DIFFERENCES),
     **{f"spacing, {name}": (("solver", *SPACINGS), rows) for name, rows in SPACING_TABLES.items()},
+    "defaults": (("solver", *SPACING_TABLES), DEFAULTS),
+    **{
+        f"guidance, {name}": (("solver", *(f"scale {scale:g}" for scale in SCALES)), rows)
+        for name, rows in GUIDANCE_TABLES.items()
+    },
 }
 """Heads and rows of all tables."""
 

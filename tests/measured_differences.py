@@ -139,7 +139,7 @@ def unipc_to_the_end() -> list[str]:
     peer, factor = peer_of("UniPCMultistepScheduler", 20, solver_type="bh1", timestep_spacing="trailing")
     data = replace(EIGHT, schedule=LINEAR)
     theirs, ours = peer_error(data, peer, factor), our_error(data, peer, solvers.UniPC(variant="bh1"))
-    return ["error of UniPC with bh1 to the clean end, 20 steps", f"{theirs:.2g}", two_digits(ours)]
+    return ["error of UniPC with bh1 to the clean end, 20 steps", two_digits(theirs), two_digits(ours)]
 
 
 def third_order() -> list[str]:
@@ -178,7 +178,7 @@ def heun_from_pure_noise() -> list[str]:
 
 def sde_sign() -> list[str]:
     """- 1/2 for + 1/2 beside the second difference."""
-    arguments = {"solver_order": 3, "solver_type": "heun", "algorithm_type": "sde-dpmsolver++"}
+    arguments: dict[str, Any] = {"solver_order": 3, "solver_type": "heun", "algorithm_type": "sde-dpmsolver++"}
     peer, factor = peer_of(
         "DPMSolverMultistepScheduler", 100, timestep_spacing="trailing", final_sigmas_type="zero", **arguments
     )

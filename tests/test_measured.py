@@ -15,14 +15,13 @@ PAGE = (Path(__file__).parent.parent / "docs" / "measured.md").read_text()
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 
 QUICK: dict[str, tuple[str, ...]] = {
-    "orders": ("ddim", "plms", "heun", "dpm_2", "lms", "deis", "dpmpp_2m", "dpmpp_3m", "dpmpp_3m, published", "unipc"),
-    "weak orders": ("ddpm", "ddpm, fixed_large", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"),
-    "diffusers": ("ddim", "ddpm", "plms", "deis", "dpmpp_2m", "unipc"),
-    "formulas": ("ddim, eta 0.7", "dpm_2", "dpmpp_3m", "dpmpp_3m_sde"),
+    "orders": ("ddim", "heun", "lms", "deis", "dpmpp_2m", "dpmpp_3m, published", "unipc"),
+    "weak orders": ("ddpm, fixed_large", "euler_ancestral", "dpmpp_2m_sde"),
+    "diffusers": ("ddim", "ddpm", "plms", "dpmpp_2m", "unipc"),
+    "formulas": ("ddim, eta 0.7", "dpmpp_3m_sde"),
     "spacing, scaled_linear": ("dpmpp_2m",),
-    "spacing, cosine": ("deis",),
     "spacing, flow": ("ddim",),
-    "spacing, edm": ("heun",),
+    "guidance, flow": ("deis",),
 }
 SLOW_DIFFERENCES = ("two draws of a step", "the path's time")
 """Two seconds each."""

@@ -42,7 +42,7 @@ class DPMAdaptive(Solver):
     straight.
 
     Attributes:
-        rtol: Relative tolerance of a step; the error of a value y = x / alpha is measured in `max(atol, rtol * abs(y))`.
+        rtol: Relative tolerance of a step; the error of y = x / alpha is measured in `max(atol, rtol * abs(y))`.
         atol: Absolute tolerance.
         first_step: Length of the first step in lambda.
         safety: A step is accepted where its error asks for no shorter one than this share of it.

@@ -9,6 +9,7 @@ from typing import ClassVar
 from latentdiff._schedule import Frame, Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._base import (
+    EVEN_IN_TIME,
     FOLLOWING_NOISE,
     Ancestral,
     Evaluation,
@@ -46,7 +47,7 @@ class DPM2Ancestral(Ancestral):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Frame, Spacing]] = EVEN_IN_TIME
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""

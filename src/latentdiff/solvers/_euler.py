@@ -84,8 +84,8 @@ class EDM(Solver):
 
     In every step whose noise level \(\ell = \sigma / \alpha\) lies in `churn_range`, noise is added first, up to
     \(\hat\ell = \ell\,(1 + \min(\mathrm{churn} / N, \sqrt 2 - 1))\), though not above the schedule's highest level or
-    990; the network is asked *there*. It then corrects errors of earlier steps. Second order without churn, on the mean and
-    variance with it.
+    990; the network is asked *there*. It then corrects errors of earlier steps. Second order without churn, on the mean
+    and variance with it.
 
     Attributes:
         churn: S_churn, at least 0; the paper's best for ImageNet-64 is 40 of 256 steps.

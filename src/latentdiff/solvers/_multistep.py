@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from latentdiff._checks import check_choice
@@ -121,12 +121,16 @@ class DPMpp3M(Solver):
 
     Attributes:
         published: Whether to take the published value.
+        order: 3, or 2 with the published value.
     """
 
-    order: ClassVar[int] = 3
     default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_SAMPLE
 
     published: bool = False
+    order: int = field(default=3, init=False, repr=False)  # type: ignore[misc]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", 2 if self.published else 3)
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """One call of the network."""

@@ -9,7 +9,7 @@ where it stands alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 from latentdiff._checks import check_choice
@@ -45,6 +45,7 @@ class UniPC(Solver):
 
     Attributes:
         predictor_order: p, 1 ... 4: how many estimates the predictor uses; the corrected walk has order p + 1.
+        order: p + 1.
         variant: `"bh2"` for B(h) = exp(-h) - 1, `"bh1"` for B(h) = -h.
     """
 
@@ -52,15 +53,12 @@ class UniPC(Solver):
 
     predictor_order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
+    order: int = field(default=3, init=False, repr=False)  # type: ignore[misc]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         check_order("predictor_order", self.predictor_order)
         check_choice("variant", self.variant, ("bh1", "bh2"))
-
-    @property
-    def order(self) -> int:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        """One more than the predictor's."""
-        return self.predictor_order + 1
+        object.__setattr__(self, "order", self.predictor_order + 1)
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """One call of the network."""
