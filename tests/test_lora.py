@@ -80,3 +80,26 @@ def test_merged_adapters_are_a_plain_network_again(make: object) -> None:
     network = make()
     network.load_state_dict(merged)
     torch.testing.assert_close(network(x, 9, context), expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("finish", ["unload", "merge_and_unload"])
+def test_a_network_without_its_adapters_has_its_old_names(finish: str) -> None:
+    network, x, context = unet(), normal((2, 3, 5, 6)), normal((2, 7, 5), 1)
+    plain = {name: value.clone() for name, value in network.state_dict().items()}
+    before = network(x, 9, context).detach()
+    with_adapters = peft.get_peft_model(network, peft.LoraConfig(r=2, target_modules=PROJECTIONS)).double()
+    assert torch.equal(with_adapters(x, 9, context), before)
+    for name, parameter in with_adapters.named_parameters():
+        if "lora_B" in name:  # starts at zero
+            torch.nn.init.normal_(parameter)
+    learnt = with_adapters(x, 9, context)
+    assert not torch.allclose(learnt, before)
+    again = getattr(with_adapters, finish)()
+    state = again.state_dict()
+    assert type(again) is ld.UNet
+    assert list(state) == list(plain)
+    if finish == "unload":
+        assert all(torch.equal(state[name], value) for name, value in plain.items())
+        assert torch.equal(again(x, 9, context), before)
+    else:  # one product with the sum of weights instead of two products
+        torch.testing.assert_close(again(x, 9, context), learnt, rtol=1e-10, atol=1e-11)

@@ -255,3 +255,15 @@ def test_it_is_the_published_rescaler(unit: str, arguments: dict[str, Any]) -> N
     if module.to_channels is not None:
         module.to_channels.load_state_dict(weights("blocks", f"{unit}.channel_mapper."))
     assert error(concat(module(golden[f"{unit}/n/x"])), golden[f"{unit}/n/out"]) <= TOLERANCE
+
+
+def test_a_mask_is_given_as_0_and_1_and_seen_in_the_range_of_the_network() -> None:
+    encoder = ld.SpatialEncoder(in_channels=3, has_mask=True, mask_range=(-1.0, 1.0))
+    mask = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]).expand(2, 1, 2, 3)
+    condition = encoder({"image": torch.randn(2, 3, 2, 3), "mask": mask})
+    assert condition.concat is not None
+    assert torch.equal(condition.concat[:, 3:], 2 * mask - 1)
+    null = encoder.null(2).concat
+    assert null is not None
+    assert (null[:, 3] == 1).all()
+    assert ld.SpatialEncoder(**encoder.config).mask_range == (-1.0, 1.0)  # type: ignore[arg-type]

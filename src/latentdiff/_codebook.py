@@ -39,6 +39,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     elements = SEARCH_ELEMENTS_ELSEWHERE
     if not torch.compiler.is_compiling():
         elements = SEARCH_ELEMENTS.get(vectors.device.type, elements)
+    elif not torch.compiler.is_dynamo_compiling():  # a graph for export, whose number of vectors may be open
+        elements = vectors.shape[0] * len(codebook)
     codes = codebook.to(wide)
     squares = codes.square().sum(1)
     nearest: list[Tensor] = []

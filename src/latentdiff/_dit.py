@@ -240,7 +240,7 @@ class DiT(Module):
         p, dims = self.patch_size, self.spatial_dims
         x = to_map(tokens, grid).unflatten(1, (self.out_channels, *(p,) * dims))
         order = [axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]
-        y: Tensor = x.permute(0, 1, *order).reshape(len(x), self.out_channels, *(p * n for n in grid))
+        y: Tensor = x.permute(0, 1, *order).reshape(x.shape[0], self.out_channels, *(p * n for n in grid))
         return y
 
 

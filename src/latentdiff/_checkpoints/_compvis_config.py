@@ -265,7 +265,10 @@ def _encoder(model: Node, unet: UNet, autoencoder: Autoencoder) -> ConditionEnco
         return None
     if given == "__is_first_stage__":
         has_mask = unet.concat_channels == autoencoder.latent_channels + 1
-        return SpatialEncoder(in_channels=autoencoder.latent_channels, has_mask=has_mask, dropout=0.0)
+        # the authors' inpainting script gives the network a mask of -1 and 1
+        mask_range = (-1.0, 1.0) if has_mask else (0.0, 1.0)
+        channels = autoencoder.latent_channels
+        return SpatialEncoder(in_channels=channels, has_mask=has_mask, mask_range=mask_range, dropout=0.0)
     target, params = model.node("cond_stage_config").target()
     match target:
         case "Identity":

@@ -32,7 +32,7 @@ class SpatialEncoder(ConditionEncoder):
     - a low-resolution image, with `max_noise_level` noised in training by a level that the network is told, so that it
       may later be given images that are not quite like those of training (bsr_sr: `in_channels=3`, nothing else);
     - a masked image, in pixels or as latents, with `has_mask` and its mask as the last channel (inpainting_big:
-      `in_channels=3`, `has_mask=True`, given the latents of the masked image).
+      `in_channels=3`, `has_mask=True`, `mask_range=(-1.0, 1.0)`, given the latents of the masked image).
 
     References:
         Rombach et al. 2022, arXiv:2112.10752, sections 4.3.2, 4.4 and 4.5; Ho et al. 2022, arXiv:2106.15282, section
@@ -49,6 +49,7 @@ class SpatialEncoder(ConditionEncoder):
         resize: Resize = "linear",
         bias: bool = False,
         has_mask: bool = False,
+        mask_range: tuple[float, float] = (0.0, 1.0),
         max_noise_level: float = 0.0,
         embedding_dim: int | None = None,
         spatial_dims: SpatialDims = 2,
@@ -65,6 +66,8 @@ class SpatialEncoder(ConditionEncoder):
             resize: How; none of the ways averages before it takes points (no antialiasing).
             bias: Whether the mapping of the channels has a bias.
             has_mask: Whether a mask comes along, resized by nearest points, and goes last.
+            mask_range: What the network sees where the mask is 0 and where it is 1; masks are given as 0 and 1 all the
+                same.
             max_noise_level: Standard deviation of the strongest noise of training, in [0, 1]; 0 is none.
             embedding_dim: Size of the embedding of the noise level, which the network must take as `embedding_dim`
                 too; None without noise.
@@ -102,6 +105,7 @@ class SpatialEncoder(ConditionEncoder):
         self.resize: Resize = resize
         self.bias = bias
         self.has_mask = has_mask
+        self.mask_range = (mask_range[0], mask_range[1])
         self.max_noise_level = max_noise_level
         self.embedding_dim = embedding_dim
         self.spatial_dims: SpatialDims = spatial_dims
@@ -160,7 +164,7 @@ class SpatialEncoder(ConditionEncoder):
         if self.null_point is not None:
             point = self.null_point
         if self.has_mask:
-            point = torch.cat([point, point.new_ones(1)])
+            point = torch.cat([point, point.new_full((1,), self.mask_range[1])])
         concat = point.reshape(1, -1, *(1,) * self.spatial_dims).expand(batch, *(-1,) * (self.spatial_dims + 1))
         embedding = None
         if self.embedding_dim is not None:
@@ -225,7 +229,7 @@ class SpatialEncoder(ConditionEncoder):
         return like((1 - level**2).sqrt(), x) * x + like(level, x) * noise.to(x)
 
     def _mask(self, mask: object, x: Tensor) -> Tensor:
-        """The mask at the size of `x`, `[batch, 1, *spatial]`."""
+        """The mask at the size of `x`, in its range, `[batch, 1, *spatial]`."""
         if isinstance(mask, Tensor) and mask.dtype == torch.bool:
             mask = mask.to(x.dtype)
         axes = SPATIAL[self.spatial_dims]
@@ -234,4 +238,5 @@ class SpatialEncoder(ConditionEncoder):
         check_floating("mask", mask)
         check_shape("mask", mask, f"batch channels {axes}", batch=x.shape[0], channels=1)
         check_range("mask", mask, 0.0, 1.0)
-        return F.interpolate(mask.to(x), size=tuple(x.shape[2:]), mode="nearest")
+        low, high = self.mask_range
+        return low + (high - low) * F.interpolate(mask.to(x), size=tuple(x.shape[2:]), mode="nearest")

@@ -250,7 +250,7 @@ DIFFUSION: Final = {
         concat_channels=4,
         resampling=True,
         beta_end=0.0205,
-        encoder=lambda: SpatialEncoder(in_channels=3, has_mask=True, dropout=0.0),
+        encoder=lambda: SpatialEncoder(in_channels=3, has_mask=True, mask_range=(-1.0, 1.0), dropout=0.0),
     ),
     "ldm-kl-16-retrieval": Diffusion(
         published="rdm768x768",
