@@ -42,7 +42,7 @@ def peer_row(name: str) -> list[str]:
     return [f"`{PEERS[name][1]}`", f"{deviation(*against_diffusers(name)):.0e}"]
 
 
-FRAMES: Final = ("variance preserving", "exploding", "flow")
+FRAMES: Final = ("variance preserving", "the same from pure noise", "exploding", "flow")
 TABLES: Final[dict[str, tuple[tuple[str, ...], dict[str, Row]]]] = {
     "orders": (
         (

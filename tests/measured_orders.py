@@ -13,6 +13,7 @@ import torch
 from latentdiff import CounterNoise, NoiseSchedule, Sampler, draw_noise, solvers
 from latentdiff.guidance import ClassifierFree
 from latentdiff.solvers import Solver, Spacing
+from latentdiff.solvers._base import beginning_of
 from latentdiff.testing import GaussianDenoiser, MixtureDenoiser, convergence, sample_moments, weak_convergence
 from wide import EIGHT, MODES, WIDE
 
@@ -77,9 +78,9 @@ def calls_of(solver: Solver) -> int:
 
 
 def spacings_of(solver: Solver) -> list[str]:
-    """The default spacings: variance preserving, exploding, flow."""
+    """The default spacings, by how a schedule begins."""
     frames = solver.default_spacing
-    return [f"`{frames[f]}`" for f in ("variance_preserving", "variance_exploding", "flow")]
+    return [f"`{frames[f]}`" for f in ("variance_preserving", "pure_noise", "variance_exploding", "flow")]
 
 
 def two_digits(value: float) -> str:
@@ -162,7 +163,7 @@ def whole_walk(name: str, schedule_name: str, spacing: Spacing) -> tuple[float, 
 
 def spacing_row(name: str, schedule_name: str) -> list[str]:
     """One cell for each spacing: three errors, in bold for the default."""
-    default = (FLOW | DIFFUSION)[name].default_spacing[SCHEDULES[schedule_name].frame]
+    default = (FLOW | DIFFUSION)[name].default_spacing[beginning_of(SCHEDULES[schedule_name])]
     cells = []
     for spacing in SPACINGS:
         cell = ", ".join(two_digits(error) for error in whole_walk(name, schedule_name, spacing))
@@ -180,7 +181,7 @@ def default_row(name: str) -> list[str]:
     cells = []
     for schedule in SCHEDULES:
         means = {s: math.prod(whole_walk(name, schedule, s)) ** (1 / len(CALLS)) for s in SPACINGS}
-        default = (FLOW | DIFFUSION)[name].default_spacing[SCHEDULES[schedule].frame]
+        default = (FLOW | DIFFUSION)[name].default_spacing[beginning_of(SCHEDULES[schedule])]
         best = min(means, key=means.__getitem__)
         ratio = means[default] / means[best]
         cells.append(f"`{default}`" if ratio < 1.1 else f"`{default}`; {ratio:.1f} of `{best}`")

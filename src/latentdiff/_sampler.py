@@ -16,7 +16,7 @@ from latentdiff._schedule import NoiseSchedule, Point
 from latentdiff._spacing import SPACINGS
 from latentdiff._typing import Generator, Latents
 from latentdiff.solvers import SOLVERS, Evaluation, Solver, SolverName, Spacing
-from latentdiff.solvers._base import DRAWS_PER_STEP, weighted_sum
+from latentdiff.solvers._base import DRAWS_PER_STEP, beginning_of, weighted_sum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ class Sampler:
     Attributes:
         solver: A name (see `latentdiff.solvers`) or a solver.
         steps: Number of steps, at least 1; calls of the network are that times the solver's calls a step.
-        spacing: How the times are spaced; None is what suits the solver and the frame of the schedule.
+        spacing: How the times are spaced; None is what suits the solver and the schedule (`Solver.default_spacing`).
         times: Explicit times `[steps + 1]`, falling, in -1 ... T - 1, instead of `steps` and `spacing`.
 
     Raises:
@@ -101,7 +101,7 @@ class Sampler:
                     f"times must be in [-1, {schedule.num_timesteps - 1}], got {self.times[0]}, {self.times[-1]}"
                 )
             return times
-        spacing = self.spacing or self.method.default_spacing[schedule.frame]
+        spacing = self.spacing or self.method.default_spacing[beginning_of(schedule)]
         clean = torch.tensor([-1.0], dtype=torch.float64)
         return torch.cat([SPACINGS[spacing](schedule, self.steps), clean])
 
@@ -213,7 +213,8 @@ class Sampler:
     def invert(self, denoiser: Denoise, sample: Latents, condition: object = None) -> Latents:
         """Walk the same times backwards, from a sample to the noise that leads to it (Song et al. 2021, sec. 4.3).
 
-        The round trip through `sample` has the solver's order of convergence.
+        Between times with some sample and some noise the round trip through `sample` has the solver's order of
+        convergence; the steps from and to the clean end are of first order.
 
         Args:
             denoiser: Whose estimates are followed.

@@ -33,6 +33,7 @@ from latentdiff.solvers._adams import DEIS as DEIS
 from latentdiff.solvers._adams import LMS as LMS
 from latentdiff.solvers._adams import PLMS as PLMS
 from latentdiff.solvers._adaptive import DPMAdaptive as DPMAdaptive
+from latentdiff.solvers._base import Beginning as Beginning
 from latentdiff.solvers._base import Evaluation as Evaluation
 from latentdiff.solvers._base import Solver as Solver
 from latentdiff.solvers._base import Spacing as Spacing
@@ -113,6 +114,7 @@ __all__ = [
     "LMS",
     "PLMS",
     "SOLVERS",
+    "Beginning",
     "DPM2Ancestral",
     "DPMAdaptive",
     "DPMpp2M",

@@ -11,10 +11,11 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-from latentdiff._schedule import Frame, Point
+from latentdiff._schedule import Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._base import (
     FOLLOWING_NOISE,
+    Beginning,
     Evaluation,
     Solver,
     Spacing,
@@ -63,7 +64,7 @@ class LMS(Solver):
         order: Number of estimates used, 1 ... 4; the first steps have fewer.
     """
 
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     order: int = 4  # type: ignore[misc]  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -95,7 +96,7 @@ class DEIS(Solver):
         order: Number of estimates used, 1 ... 4 (the paper's r + 1); the first steps have fewer.
     """
 
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     order: int = 3  # type: ignore[misc]  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -125,7 +126,7 @@ class PLMS(Solver):
     """
 
     order: ClassVar[int] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """One call of the network, two in the first step."""

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from latentdiff._checks import check_positive, like
 from latentdiff._denoised import Denoised
-from latentdiff._schedule import Frame, Point
+from latentdiff._schedule import Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._base import (
     FOLLOWING_NOISE,
+    Beginning,
     Evaluation,
     Solver,
     Spacing,
@@ -49,7 +50,7 @@ class DPMAdaptive(Solver):
     """
 
     order: ClassVar[int] = 3
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     rtol: float = 0.05
     atol: float = 0.0078

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from latentdiff._schedule import Frame, Point
+from latentdiff._schedule import Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._base import (
     EVEN_IN_TIME,
     FOLLOWING_NOISE,
     Ancestral,
+    Beginning,
     Evaluation,
     Solver,
     Spacing,
@@ -34,7 +35,7 @@ class DPM2(Solver):
     """
 
     order: ClassVar[int] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""
@@ -47,7 +48,7 @@ class DPM2Ancestral(Ancestral):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = EVEN_IN_TIME
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = EVEN_IN_TIME
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""
@@ -72,7 +73,7 @@ class DPMpp2S(Solver):
     """
 
     order: ClassVar[int] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""
@@ -85,7 +86,7 @@ class DPMpp2SAncestral(Ancestral):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""
@@ -112,7 +113,7 @@ class DPMppSDE(Ancestral):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import torch
 
-from latentdiff._schedule import Frame, Point
+from latentdiff._schedule import Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._base import (
     FARTHEST_LEVEL,
     FOLLOWING_NOISE,
     Ancestral,
+    Beginning,
     Evaluation,
     Solver,
     Spacing,
@@ -65,7 +66,7 @@ class Heun(Solver):
     """
 
     order: ClassVar[int] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """Two calls of the network."""
@@ -95,7 +96,7 @@ class EDM(Solver):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_NOISE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
 
     churn: float = 0.0
     churn_range: tuple[float, float] = (0.0, math.inf)

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from latentdiff._checks import check_choice
-from latentdiff._schedule import Frame, Point
+from latentdiff._schedule import Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._adams import nodes_of, remembered
 from latentdiff.solvers._base import (
     FOLLOWING_SAMPLE,
     Ancestral,
+    Beginning,
     Evaluation,
     Solver,
     Spacing,
@@ -81,7 +82,7 @@ class DPMpp2M(Solver):
     """
 
     order: ClassVar[int] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_SAMPLE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_SAMPLE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """One call of the network."""
@@ -98,7 +99,7 @@ class DPMpp2MSDE(Ancestral):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_SAMPLE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_SAMPLE
 
     kind: Literal["midpoint", "heun"] = "midpoint"
 
@@ -124,7 +125,7 @@ class DPMpp3M(Solver):
         order: 3, or 2 with the published value.
     """
 
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_SAMPLE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_SAMPLE
 
     published: bool = False
     order: int = field(default=3, init=False, repr=False)  # type: ignore[misc]  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -143,7 +144,7 @@ class DPMpp3MSDE(Ancestral):
 
     order: ClassVar[int] = 2
     weak_order: ClassVar[int | None] = 2
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_SAMPLE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_SAMPLE
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """One call of the network."""

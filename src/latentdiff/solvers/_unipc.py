@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 from latentdiff._checks import check_choice
-from latentdiff._schedule import Frame, Point
+from latentdiff._schedule import Point
 from latentdiff._typing import Latents
 from latentdiff.solvers._adams import History, check_order, nodes_of
 from latentdiff.solvers._base import (
     FOLLOWING_SAMPLE,
+    Beginning,
     Evaluation,
     Solver,
     Spacing,
@@ -49,7 +50,7 @@ class UniPC(Solver):
         variant: `"bh2"` for B(h) = exp(-h) - 1, `"bh1"` for B(h) = -h.
     """
 
-    default_spacing: ClassVar[Mapping[Frame, Spacing]] = FOLLOWING_SAMPLE
+    default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_SAMPLE
 
     predictor_order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
