@@ -47,7 +47,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the slow tests."""
-    install(session, "-e", ".[test,examples]")
+    install(session, "-e", ".[test,examples,onnx]")
     session.run("python", "-m", "pytest", "-m", "slow and not cuda", *session.posargs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -26,7 +27,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     Squared distances are computed in float64 (float32 on devices without it) and compared as float32; of equals the
     lowest index wins. So the result depends neither on chunks and batches nor on autocast. Beside inputs and output,
     12 bytes are held for each of at most 2 ** 18 distances on a CPU (3 MiB), 2 ** 24 elsewhere (192 MiB), or for one
-    vector's distances where the codebook is larger than that.
+    vector's distances where the codebook is larger than that; for all of them in an exported program.
 
     Args:
         vectors: `[count, dim]`.
@@ -36,18 +37,27 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         `[count]`, int64, in 0 ... codebook_size - 1.
     """
     wide = torch.float32 if vectors.device.type == "mps" else torch.float64
-    elements = SEARCH_ELEMENTS_ELSEWHERE
-    if not torch.compiler.is_compiling():
-        elements = SEARCH_ELEMENTS.get(vectors.device.type, elements)
-    elif not torch.compiler.is_dynamo_compiling():  # a graph for export, whose number of vectors may be open
-        elements = vectors.shape[0] * len(codebook)
     codes = codebook.to(wide)
     squares = codes.square().sum(1)
     nearest: list[Tensor] = []
-    for points in torch.split(vectors.to(wide), max(1, elements // len(codes))):
+    for points in _chunks(vectors.to(wide), len(codes)):
         distances = torch.addmm(squares, points, codes.T, alpha=-2).add_(points.square().sum(1, keepdim=True))
         nearest.append(distances.float().argmin(1))
     return torch.cat(nearest)
+
+
+def _chunks(vectors: Tensor, codebook_size: int) -> Sequence[Tensor]:
+    """`vectors` `[count, dim]` in parts whose distances are held at once; whole in a graph for export.
+
+    Such a graph has as many parts as when it was traced, and must serve any `count`.
+    """
+    if not torch.compiler.is_compiling():
+        elements = SEARCH_ELEMENTS.get(vectors.device.type, SEARCH_ELEMENTS_ELSEWHERE)
+    elif torch.compiler.is_dynamo_compiling():
+        elements = SEARCH_ELEMENTS_ELSEWHERE
+    else:
+        return (vectors,)
+    return torch.split(vectors, max(1, elements // codebook_size))
 
 
 def count_and_sum(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
