@@ -102,6 +102,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time the solvers beside their peers on this machine."""
-    install(session, "-e", ".[test,examples]")
+    """Time solvers, codebook search and decoding beside their peers on this machine; `-- decode` times one."""
+    install(session, "-e", ".[test,examples]", *group("bench"))
     session.run("python", "-m", "bench", *session.posargs)

@@ -22,7 +22,7 @@ SIDE = 64
 def pair(size: int, dim: int, device: str) -> tuple[VectorQuantizer, VectorQuantize]:
     """Both quantisers with one codebook, in evaluation mode."""
     own = VectorQuantizer(codebook_size=size, dim=dim).to(device).eval()
-    peer = VectorQuantize(dim=dim, codebook_size=size, channel_last=False, rotation_trick=False).to(device).eval()
+    peer = VectorQuantize(dim=dim, codebook_size=size, accept_image_fmap=True).to(device).eval()
     codes = torch.randn(size, dim, device=device)
     with torch.no_grad():
         own.codebook.copy_(codes)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -258,6 +260,17 @@ def test_bands_never_meet_the_whole_map_at_once() -> None:
         torch.testing.assert_close(stream(chain, x, 100), chain(x))
     assert max(seen[:-1]) <= 2 * (2 * 50 + 4)  # bands of 50 ... 99 points, and a margin of 2 on both sides
     assert seen[-1] == 1200
+
+
+@torch.no_grad()
+def test_decoding_in_pieces_takes_a_quarter_of_the_memory() -> None:
+    peak_bytes = runpy.run_path(str(Path(__file__).parent.parent / "bench" / "memory.py"))["peak_bytes"]
+    assert peak_bytes(lambda: torch.zeros(1000).exp().sin()) == 8000  # one made, one before it
+    model = Autoencoder(base_channels=4, channel_multipliers=(1, 2, 4, 4)).eval()
+    latents = torch.randn(1, 4, 64, 64)
+    whole = peak_bytes(lambda: model.decode(latents))
+    for exact in (True, False):
+        assert peak_bytes(lambda: model.decode(latents, tile=Tiling(128, exact=exact))) < whole / 4  # noqa: B023
 
 
 # The border
