@@ -41,6 +41,7 @@ def autoencoder(
         attention_levels=attention_levels,
         middle_attention=middle_attention,
         spatial_dims=spatial_dims,
+        value_range=None,
     )
     return randomised(made.double().eval())
 
@@ -94,7 +95,7 @@ def test_exact_tiling_is_the_whole_with_norms_and_attention_too(
     st.sampled_from([(1,), (1, 1), (1, 2, 1, 1)]),
     st.sampled_from([(), (0,), (1,)]),
 )
-@settings(max_examples=15)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_any_size_through_any_tile(
     seed: int, height: int, width: int, size: int, exact: bool, multipliers: tuple[int, ...], levels: tuple[int, ...]
@@ -262,15 +263,15 @@ def test_bands_never_meet_the_whole_map_at_once() -> None:
     assert seen[-1] == 1200
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_decoding_in_pieces_takes_a_quarter_of_the_memory() -> None:
     peak_bytes = runpy.run_path(str(Path(__file__).parent.parent / "bench" / "memory.py"))["peak_bytes"]
     assert peak_bytes(lambda: torch.zeros(1000).exp().sin()) == 8000  # one made, one before it
-    model = Autoencoder(base_channels=4, channel_multipliers=(1, 2, 4, 4)).eval()
+    model = Autoencoder(base_channels=8, channel_multipliers=(1, 2, 4, 4)).eval()
     latents = torch.randn(1, 4, 64, 64)
     whole = peak_bytes(lambda: model.decode(latents))
-    for exact in (True, False):
-        assert peak_bytes(lambda: model.decode(latents, tile=Tiling(128, exact=exact))) < whole / 4  # noqa: B023
+    assert peak_bytes(lambda: model.decode(latents, tile=128)) < whole / 4
 
 
 # The border
