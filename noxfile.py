@@ -38,6 +38,13 @@ def quickstart(session: nox.Session) -> None:
 
 
 @nox.session
+def first_stage(session: nox.Session) -> None:
+    """Train a KL and a VQ first stage on photographs; say `-- --preset smoke`, or `-- --data photographs.zip`."""
+    install(session, "-e", ".[examples]")
+    session.run("python", "examples/first_stage/main.py", "--output", "out/first_stage", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the fast tests, the docstrings' examples and the code of README and docs."""
     install(session, "-e", ".[test,examples]")
@@ -102,8 +109,8 @@ def measured(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time the solvers beside their peers on this machine."""
-    install(session, "-e", ".[test,examples]")
+    """Time solvers, codebook search and decoding beside their peers on this machine; `-- decode` times one."""
+    install(session, "-e", ".[test,examples]", *group("bench"))
     session.run("python", "-m", "bench", *session.posargs)
 
 

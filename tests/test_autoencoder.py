@@ -17,8 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import latentdiff as ld
-from latentdiff import Autoencoder, DiagonalGaussian
-from latentdiff._autoencoder import Bottleneck
+from latentdiff import (
+    Autoencoder,
+    DiagonalGaussian,
+    FiniteScalarQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+)
+from latentdiff._bottleneck import Bottleneck
 from latentdiff._coders import CoderLevel
 from latentdiff._distributions import PointMass
 from latentdiff._typing import SpatialDims
@@ -383,6 +390,82 @@ def test_the_codebook_starts_at_the_encoders_outputs() -> None:
     assert autoencoder(x).regularization < 0.2 * before
     with pytest.raises(ValueError, match="bottleneck must be 'vq' to have a codebook, got 'kl'"):
         tiny().initialize_codebook(x)
+
+
+# Any quantizer
+
+
+def coded(
+    quantizer: Quantizer, *, scaling_factor: float = 1.0, value_range: Sequence[float] | None = None
+) -> Autoencoder:
+    return Autoencoder(
+        latent_channels=quantizer.dim,
+        base_channels=4,
+        channel_multipliers=(1, 2),
+        blocks_per_level=1,
+        bottleneck=quantizer,
+        scaling_factor=scaling_factor,
+        value_range=value_range,
+    )
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        VectorQuantizer(codebook_size=16, dim=2, gradient="rotation"),
+        FiniteScalarQuantizer(levels=(5, 4)),
+        ResidualQuantizer(stages=3, codebook_size=16, dim=2, decay=0.9),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_any_quantizer_is_a_bottleneck(quantizer: Quantizer, tmp_path: Path) -> None:
+    autoencoder, x = coded(quantizer, scaling_factor=2.0).eval(), images(2, 3, 6, 4)
+    assert autoencoder.bottleneck is autoencoder.quantizer is quantizer
+    out = autoencoder(x)
+    assert out.indices is not None
+    quantized = quantizer.quantize(out.posterior.mode() / 2)
+    assert torch.equal(out.indices, quantized.indices)
+    torch.testing.assert_close(out.regularization, quantized.loss)
+    codes = 2 * quantizer.lookup(out.indices)
+    torch.testing.assert_close(out.reconstruction, autoencoder.decode(codes, quantize=False))
+    torch.testing.assert_close(out.reconstruction, autoencoder.decode(out.posterior.mode()))
+    ld.save(autoencoder, tmp_path / "coded.safetensors")
+    loaded = ld.load(tmp_path / "coded.safetensors")
+    assert isinstance(loaded, Autoencoder)
+    assert loaded.config == autoencoder.config
+    torch.testing.assert_close(loaded(x).reconstruction, out.reconstruction)
+
+
+def test_latents_of_a_grid_are_bounded_and_its_codes_decode_to_themselves() -> None:
+    autoencoder, x = coded(FiniteScalarQuantizer(levels=(5, 4))).eval(), 50 * images(2, 3, 6, 4)
+    latents = autoencoder.encode(x).mode()
+    assert latents.abs().max() < 1.01
+    codes = autoencoder.quantizer.lookup(torch.arange(20).reshape(1, 4, 5))  # type: ignore[union-attr]
+    torch.testing.assert_close(autoencoder.decode(codes), autoencoder.decode(codes, quantize=False))
+    autoencoder.calibrate([x])
+    again = autoencoder.decode(autoencoder.encode(x).mode())
+    torch.testing.assert_close(autoencoder(x).reconstruction, again)
+
+
+def test_a_quantizer_learns_in_a_training_pass_of_its_autoencoder() -> None:
+    quantizer = ResidualQuantizer(stages=2, codebook_size=16, dim=2, decay=0.5)
+    stages = list(quantizer.quantizers)
+    autoencoder, x = coded(quantizer), images(4, 3, 12, 8)
+    autoencoder.initialize_codebook(x)
+    before = copy.deepcopy(quantizer.state_dict())
+    autoencoder.eval()(x)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
+    autoencoder.train()(x)
+    assert not any(torch.equal(stage.codebook, before[f"quantizers.{i}.codebook"]) for i, stage in enumerate(stages))
+
+
+def test_a_quantizer_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="bottleneck must have dim=4, the latent_channels, got 2"):
+        Autoencoder(bottleneck=FiniteScalarQuantizer(levels=(5, 4)))
+    with pytest.raises(ValueError, match="codebook_size must be None with bottleneck=FiniteScalarQuantizer, got 16"):
+        Autoencoder(latent_channels=2, bottleneck=FiniteScalarQuantizer(levels=(5, 4)), codebook_size=16)
+    with pytest.raises(ValueError, match="must have a codebook to be initialised"):
+        coded(FiniteScalarQuantizer(levels=(5, 4))).initialize_codebook(images(2, 3, 6, 4))
 
 
 # One latent space

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from diffusers.models.autoencoders.vae import VectorQuantizer as Peer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from latentdiff import VectorQuantizer, _codebook
 from latentdiff._codebook import CodebookAverage, k_means, nearest_codes
+from latentdiff._quantized import CodeGradient, code_use, pass_gradient
 
 SEEDS = st.integers(0, 2**31 - 1)
 SHAPES = [(2, 3), (2, 3, 7), (2, 3, 5, 4), (2, 3, 4, 5, 6)]
@@ -31,6 +30,7 @@ def quantizer(
     decay: float | None = None,
     restart_below: float = 0.0,
     cosine: bool = False,
+    gradient: CodeGradient = "straight_through",
     seed: int = 0,
 ) -> VectorQuantizer:
     """A quantizer with codes of unit size."""
@@ -42,6 +42,7 @@ def quantizer(
         decay=decay,
         restart_below=restart_below,
         cosine=cosine,
+        gradient=gradient,
     )
     with torch.no_grad():
         made.codebook.copy_(randn(size, dim, seed=seed))
@@ -97,6 +98,43 @@ def test_codes_far_from_the_origin_are_told_apart() -> None:
     codebook = 1000 + 0.01 * randn(50, 4)  # squares differ by 1e-4 of 4e6: lost in float32
     vectors = codebook[torch.arange(49, -1, -1)] + 0.001 * randn(50, 4, seed=1)
     assert torch.equal(nearest_codes(vectors, codebook), brute_force(vectors, codebook))
+
+
+@given(SEEDS, st.floats(1e-4, 1e4), st.floats(0, 1e5), st.integers(1, 40))
+def test_the_quick_search_finds_what_float64_finds(seed: int, scale: float, offset: float, dim: int) -> None:
+    codebook = offset + scale * randn(60, dim, seed=seed)
+    codebook[30:40] = codebook[:10]  # equal codes, and vectors halfway between two
+    halfway = (codebook[torch.arange(20)] + codebook[torch.arange(20, 40)]) / 2
+    vectors = torch.cat([offset + randn(70, dim, seed=seed + 1), halfway, codebook])
+    found = nearest_codes(vectors, codebook)
+    assert torch.equal(found, _codebook._nearest_exactly(vectors, codebook))
+    assert torch.equal(found, torch.cat([nearest_codes(part, codebook) for part in vectors.split(7)]))
+    exact = (vectors[:, None].double() - codebook.double()).square().sum(2)
+    least = exact.amin(1)
+    excess = exact.gather(1, found[:, None])[:, 0] - least
+    assert (excess <= 4e-7 * scale * (least.sqrt() + 20 * scale * dim**0.5)).all()  # equal as float32, if not the least
+
+
+def test_the_quick_search_asks_float64_about_few_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    exactly = _codebook._nearest_exactly
+
+    def watched(vectors: Tensor, codebook: Tensor) -> Tensor:
+        asked.append(len(vectors))
+        return exactly(vectors, codebook)
+
+    monkeypatch.setattr(_codebook, "_nearest_exactly", watched)
+    nearest_codes(randn(5000, 8), randn(1024, 8, seed=1))
+    assert sum(asked) < 50
+    codebook = VectorQuantizer(codebook_size=1024, dim=8).codebook  # as it starts, far smaller than its vectors
+    asked.clear()
+    nearest_codes(randn(5000, 8), codebook)
+    assert sum(asked) < 50
+
+
+def test_vectors_that_are_no_numbers_do_not_hang_the_search() -> None:
+    found = nearest_codes(torch.full((3, 2), float("nan")), randn(5, 2))
+    assert found.shape == (3,)
 
 
 # Values
@@ -184,6 +222,54 @@ def test_cosine_codes_see_directions_only() -> None:
     torch.testing.assert_close(out.latents.norm(dim=1), torch.ones(2, 5, 4))
     similarity = torch.cosine_similarity(z.movedim(1, -1)[..., None, :], vq.codebook, dim=-1)
     assert torch.equal(out.indices, similarity.argmax(-1))
+
+
+@given(SEEDS, st.integers(1, 60), st.integers(1, 30))
+def test_perplexity_is_that_of_the_histogram(seed: int, count: int, size: int) -> None:
+    indices = torch.randint(size, (count,), generator=torch.Generator().manual_seed(seed))
+    perplexity, usage = code_use(indices, size, torch.float64)
+    shares = indices.bincount(minlength=size).double() / count
+    torch.testing.assert_close(perplexity, torch.exp(-torch.xlogy(shares, shares).sum()))
+    torch.testing.assert_close(usage, (shares > 0).double().mean())
+
+
+# The rotation trick
+
+
+@given(SEEDS, st.integers(2, 7))
+def test_the_gradient_is_turned_and_stretched_as_the_vector_is(seed: int, dim: int) -> None:
+    z, codes = (randn(9, dim, seed=seed + i, dtype=torch.float64) for i in range(2))
+    jacobians = torch.autograd.functional.jacobian(lambda x: pass_gradient(x, codes, "rotation").sum(0), z)
+    assert isinstance(jacobians, Tensor)
+    for jacobian, vector, code in zip(jacobians.movedim(1, 0), z, codes, strict=True):
+        torch.testing.assert_close(jacobian @ vector, code)  # takes the vector to its code
+        scale = code.norm() / vector.norm()
+        eye = torch.eye(dim, dtype=torch.float64)
+        torch.testing.assert_close(jacobian.T @ jacobian, scale**2 * eye)  # a rotation, stretched
+        assert torch.linalg.det(jacobian / scale).item() == pytest.approx(1.0)
+        plane = torch.linalg.qr(torch.stack([vector, code], 1)).Q
+        outside = eye - plane @ plane.T
+        torch.testing.assert_close(jacobian @ outside, scale * outside)  # in the plane of the two alone
+
+
+def test_the_rotation_changes_gradients_and_nothing_else() -> None:
+    straight, rotating = quantizer(seed=1), quantizer(seed=1, gradient="rotation")
+    z = randn(2, 3, 5, 4, seed=3)
+    ours, theirs = rotating(z), straight(z)
+    assert torch.equal(ours.indices, theirs.indices)
+    assert torch.equal(ours.loss, theirs.loss)
+    torch.testing.assert_close(ours.latents, theirs.latents)
+
+
+def test_the_rotation_is_finite_where_there_is_none() -> None:
+    codes = torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
+    z = torch.tensor([[0.0, 0.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]], requires_grad=True)
+    out = pass_gradient(z, codes, "rotation")
+    torch.testing.assert_close(out, codes)
+    out.sum().backward()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+    assert z.grad[0].tolist() == [1.0, 1.0]  # straight through
 
 
 # Precision
@@ -354,37 +440,6 @@ def test_initialize_takes_fewer_vectors_than_codes() -> None:
     torch.testing.assert_close(vq.quantize(z).latents, z)
 
 
-# Processes
-
-
-def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    vq = quantizer(size=20, decay=0.5, restart_below=1.0)
-    vq.initialize(randn(2, 3, 5, 4, seed=rank), generator=torch.Generator().manual_seed(rank))
-    started = copy.deepcopy(vq.state_dict())
-    plain = quantizer(decay=0.5)
-    for step in range(4):
-        z = randn(2, 3, 5, 4, seed=10 * step + rank)
-        vq(z, generator=torch.Generator().manual_seed(rank))
-        plain(z)
-    torch.save((started, vq.state_dict(), plain.state_dict()), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_have_one_codebook_that_of_the_joint_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for mine, other in zip(first, second, strict=True):
-        assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
-    alone = quantizer(decay=0.5)
-    for step in range(4):
-        alone(torch.cat([randn(2, 3, 5, 4, seed=10 * step + rank) for rank in range(2)]))
-    for name, tensor in alone.state_dict().items():
-        torch.testing.assert_close(tensor, first[2][name])
-
-
 # The module
 
 
@@ -394,16 +449,20 @@ def test_codes_start_uniform_in_the_published_interval() -> None:
     assert codes.std().item() == pytest.approx(1e-3 / 3**0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("options", [{}, {"decay": 0.99, "restart_below": 0.5}, {"cosine": True}])
-def test_config_builds_it_again(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"decay": 0.99, "restart_below": 0.5}, {"cosine": True}, {"gradient": "rotation"}]
+)
+def test_config_builds_it_again(options: dict[str, object]) -> None:
     vq = VectorQuantizer(codebook_size=11, dim=3, **options)  # type: ignore[arg-type]
     again = VectorQuantizer(**vq.config)  # type: ignore[arg-type]
     assert again.config == vq.config
     again.load_state_dict(vq.state_dict())
 
 
-@pytest.mark.parametrize("options", [{}, {"decay": 0.9, "restart_below": 0.5}, {"cosine": True}])
-def test_it_compiles_as_one_graph(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"decay": 0.9, "restart_below": 0.5}, {"cosine": True}, {"gradient": "rotation"}]
+)
+def test_it_compiles_as_one_graph(options: dict[str, object]) -> None:
     torch.compiler.reset()
     vq = VectorQuantizer(codebook_size=11, dim=3, **options)  # type: ignore[arg-type]
     expected = copy.deepcopy(vq).quantize(randn(2, 3, 5, 4))
@@ -416,6 +475,7 @@ def test_it_compiles_as_one_graph(options: dict[str, float]) -> None:
     ("options", "message"),
     [
         ({"codebook_size": 0}, "codebook_size must be positive, got 0"),
+        ({"gradient": "none"}, "gradient must be one of 'straight_through', 'rotation', got 'none'"),
         ({"dim": -1}, "dim must be positive, got -1"),
         ({"decay": 1.0}, r"decay must be None or in \[0, 1\), got 1.0"),
         ({"commitment_weight": -1.0}, "must not be negative, got -1.0 and 1.0"),
@@ -423,7 +483,7 @@ def test_it_compiles_as_one_graph(options: dict[str, float]) -> None:
         ({"restart_below": 0.5}, "restart_below must be 0, or positive together with decay, got 0.5"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
+def test_arguments_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
     arguments = {"codebook_size": 11, "dim": 3, **options}
     with pytest.raises(ValueError, match=message):
         VectorQuantizer(**arguments)  # type: ignore[arg-type]

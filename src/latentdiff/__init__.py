@@ -16,6 +16,7 @@ from latentdiff._brownian import BrownianNoise as BrownianNoise
 from latentdiff._checkpoints import export as export
 from latentdiff._checkpoints import load as load
 from latentdiff._checkpoints import save as save
+from latentdiff._code_subset import CodeSubset as CodeSubset
 from latentdiff._condition import ClassEncoder as ClassEncoder
 from latentdiff._condition import Condition as Condition
 from latentdiff._condition import ConditionEncoder as ConditionEncoder
@@ -27,12 +28,14 @@ from latentdiff._condition import TextEncoder as TextEncoder
 from latentdiff._denoised import Denoise as Denoise
 from latentdiff._denoised import Denoised as Denoised
 from latentdiff._denoiser import Denoiser as Denoiser
+from latentdiff._discriminator import PatchDiscriminator as PatchDiscriminator
 from latentdiff._distributions import DiagonalGaussian as DiagonalGaussian
 from latentdiff._distributions import Gaussian as Gaussian
 from latentdiff._distributions import PointMass as PointMass
 from latentdiff._dit import DiT as DiT
 from latentdiff._errors import CheckpointError as CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
+from latentdiff._lpips import LPIPS as LPIPS
 from latentdiff._module import Module as Module
 from latentdiff._noise import CounterNoise as CounterNoise
 from latentdiff._noise import draw_noise as draw_noise
@@ -41,12 +44,16 @@ from latentdiff._prediction import denoised_from_prediction as denoised_from_pre
 from latentdiff._prediction import prediction_target as prediction_target
 from latentdiff._presets import create as create
 from latentdiff._presets import presets as presets
-from latentdiff._quantizer import Quantized as Quantized
+from latentdiff._quantized import Quantized as Quantized
+from latentdiff._quantized import Quantizer as Quantizer
 from latentdiff._quantizer import VectorQuantizer as VectorQuantizer
+from latentdiff._residual_quantizer import ResidualQuantizer as ResidualQuantizer
 from latentdiff._sampler import Sampler as Sampler
 from latentdiff._sampler import Step as Step
+from latentdiff._scalar_quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
 from latentdiff._schedule import NoiseSchedule as NoiseSchedule
 from latentdiff._schedule import Point as Point
+from latentdiff._tiling import Tiling as Tiling
 from latentdiff._unet import UNet as UNet
 
 if TYPE_CHECKING:
@@ -70,6 +77,7 @@ __all__ = [
     "BrownianNoise",
     "CheckpointError",
     "ClassEncoder",
+    "CodeSubset",
     "Condition",
     "ConditionEncoder",
     "CounterNoise",
@@ -79,20 +87,26 @@ __all__ = [
     "Denoiser",
     "DiT",
     "DiagonalGaussian",
+    "FiniteScalarQuantizer",
     "FrozenEncoder",
     "Gaussian",
+    "LPIPS",
     "LatentDiffusion",
     "LayoutEncoder",
     "Module",
     "MultiEncoder",
     "NoiseSchedule",
+    "PatchDiscriminator",
     "Point",
     "PointMass",
     "Quantized",
+    "Quantizer",
+    "ResidualQuantizer",
     "Sampler",
     "SpatialEncoder",
     "Step",
     "TextEncoder",
+    "Tiling",
     "UNet",
     "VectorQuantizer",
     "__version__",

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Self, TypeAlias, get_args
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from latentdiff._checks import (
-    SPATIAL,
-    check_choice,
-    check_floating,
-    check_positive,
-    check_range,
-    check_shape,
-    working_dtype,
-)
+from latentdiff._bottleneck import CODEBOOK_OPTIONS, Bottleneck, check_bottleneck
+from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_shape, working_dtype
 from latentdiff._coders import Decoder, Encoder
 from latentdiff._distributions import DiagonalGaussian, PointMass, Posterior
+from latentdiff._latent_space import LatentSpace
 from latentdiff._layers import Conv, conv
-from latentdiff._module import Module
-from latentdiff._moments import ChannelMoments
-from latentdiff._quantizer import Quantized, VectorQuantizer
+from latentdiff._quantized import Quantizer
+from latentdiff._quantizer import VectorQuantizer
+from latentdiff._tiling import Tiling, check_no_gradient, run_tiled
 from latentdiff._typing import Generator, Images, Latents, SpatialDims
-
-Bottleneck: TypeAlias = Literal["kl", "vq", "none"]
-"""What holds the latents together: a prior, a codebook, nothing."""
-
-CODEBOOK_OPTIONS: Final = {
-    "codebook_size": None,
-    "commitment_weight": 0.25,
-    "codebook_weight": 1.0,
-    "codebook_decay": None,
-    "restart_below": 0.0,
-    "cosine_codes": False,
-}
-"""The arguments that only a codebook has a use for, and their defaults."""
+from latentdiff._value_range import check_values, checked_range, warn_of_unit_range
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,10 +28,10 @@ class AutoencoderOutput:
 
     Attributes:
         reconstruction: `[batch, out_channels, *spatial]`, about in the range of the data, not clamped.
-        posterior: Of the latents; with a codebook, the point before quantisation.
+        posterior: Of the latents; with a quantizer, the point before quantisation.
         regularization: `[]`. Bottleneck `"kl"`: nats per sample, summed over the latents, mean over the batch.
-            `"vq"`: the codebook's loss, a mean over all elements. `"none"`: 0.
-        indices: With a codebook: int64 `[batch, *spatial / f]`.
+            A quantizer: its loss, a mean over all elements. `"none"`: 0.
+        indices: With a quantizer: int64 `[batch, *spatial / f]`, or as it says.
     """
 
     reconstruction: Images
@@ -59,12 +40,14 @@ class AutoencoderOutput:
     indices: Tensor | None = None
 
 
-class Autoencoder(Module):
+class Autoencoder(LatentSpace):
     """An encoder and a decoder of the published first stages, and one latent space between them.
 
     The encoder's own latents z are scaled on their way out and back on their way in: everybody else sees
     `(z - shift_factor) * scaling_factor`, of unit size after `calibrate`. The two factors are float64 buffers,
     `latent_scaling` and `latent_shift` in the state dict, and keep that dtype in a half-precision module.
+
+    Between encoder and decoder stands a bottleneck: a prior (`"kl"`), a codebook (`"vq"`), any `Quantizer`, or nothing.
 
     Inputs of any floating dtype are cast to that of the weights; posteriors are float32 at least.
 
@@ -74,9 +57,6 @@ class Autoencoder(Module):
         >>> latents.shape, autoencoder.decode(latents).shape
         (torch.Size([1, 4, 4, 6]), torch.Size([1, 3, 16, 24]))
     """
-
-    latent_scaling: Tensor
-    latent_shift: Tensor
 
     def __init__(
         self,
@@ -90,7 +70,7 @@ class Autoencoder(Module):
         blocks_per_level: int = 2,
         attention_levels: Sequence[int] = (),
         middle_attention: bool = True,
-        bottleneck: Bottleneck = "kl",
+        bottleneck: Bottleneck | Quantizer = "kl",
         use_quant_conv: bool = True,
         codebook_size: int | None = None,
         commitment_weight: float = 0.25,
@@ -118,7 +98,8 @@ class Autoencoder(Module):
             blocks_per_level: Residual blocks of each level of the encoder; the decoder has one more.
             attention_levels: Levels with attention after each block.
             middle_attention: Whether there is attention between the two blocks at the lowest resolution.
-            bottleneck: `"kl"`: a Gaussian posterior; `"vq"`: a codebook; `"none"`: neither.
+            bottleneck: `"kl"`: a Gaussian posterior; `"vq"`: a codebook, built from the arguments below; `"none"`:
+                neither. Or a quantizer, such as `FiniteScalarQuantizer` or `ResidualQuantizer`.
             use_quant_conv: Whether 1x1 convolutions stand on both sides of the bottleneck.
             codebook_size: Number of codes; for `"vq"` only, as are the next five.
             commitment_weight: See `VectorQuantizer`; the published models have 1.
@@ -136,17 +117,17 @@ class Autoencoder(Module):
         Raises:
             ValueError: If sizes are not positive or do not fit together, or an argument has no use.
         """
-        super().__init__()
+        super().__init__(latent_channels)
         self.in_channels = in_channels
         self.out_channels: int = in_channels if out_channels is None else out_channels
-        self.latent_channels = latent_channels
         self.z_channels: int = latent_channels if z_channels is None else z_channels
         self.base_channels = base_channels
         self.channel_multipliers: tuple[int, ...] = tuple(channel_multipliers)
         self.blocks_per_level = blocks_per_level
         self.attention_levels: tuple[int, ...] = tuple(attention_levels)
         self.middle_attention = middle_attention
-        self.bottleneck: Bottleneck = bottleneck
+        self._bottleneck: Bottleneck = "none" if isinstance(bottleneck, Quantizer) else bottleneck
+        self.quantizer: Quantizer | None = bottleneck if isinstance(bottleneck, Quantizer) else None
         self.use_quant_conv = use_quant_conv
         self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
@@ -156,20 +137,16 @@ class Autoencoder(Module):
         self.cosine_codes = cosine_codes
         self.spatial_dims: SpatialDims = spatial_dims
         self.dropout = dropout
-        self.value_range: tuple[float, float] | None = _checked_range(value_range)
+        self.value_range: tuple[float, float] | None = checked_range(value_range)
         self.gradient_checkpointing = gradient_checkpointing
         self._check_arguments()
         self._build()
-        # On the CPU whatever the default device: the configuration can be read from a module without memory (meta).
-        self.register_buffer("latent_scaling", torch.ones(latent_channels, dtype=torch.float64, device="cpu"))
-        self.register_buffer("latent_shift", torch.zeros(latent_channels, dtype=torch.float64, device="cpu"))
         self.scaling_factor = scaling_factor
         self.shift_factor = shift_factor
         self._warned_of_range = False
 
     def _check_arguments(self) -> None:
         check_choice("spatial_dims", self.spatial_dims, (1, 2, 3))
-        check_choice("bottleneck", self.bottleneck, get_args(Bottleneck))
         for name in ("in", "out", "latent", "z", "base"):
             check_positive(f"{name}_channels", getattr(self, f"{name}_channels"))
         check_positive("blocks_per_level", self.blocks_per_level)
@@ -183,16 +160,12 @@ class Autoencoder(Module):
                 f"z_channels must be {self.latent_channels}, the latent_channels, without use_quant_conv, "
                 f"got {self.z_channels}"
             )
-        if self.bottleneck == "vq" and self.codebook_size is None:
-            raise ValueError("codebook_size must be given with bottleneck='vq', got None")
-        if self.bottleneck != "vq":
-            for name, default in CODEBOOK_OPTIONS.items():
-                if (value := getattr(self, name)) != default:
-                    raise ValueError(f"{name} must be {default} with bottleneck={self.bottleneck!r}, got {value}")
+        options = {name: getattr(self, name) for name in CODEBOOK_OPTIONS}
+        check_bottleneck(self.bottleneck, options, self.latent_channels)
 
     def _build(self) -> None:
         """Both coders, the 1x1 convolutions and the codebook."""
-        moments = 2 if self.bottleneck == "kl" else 1
+        moments = 2 if self._bottleneck == "kl" else 1
         widths = tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
         self.encoder: Encoder = Encoder(
             in_channels=self.in_channels,
@@ -221,7 +194,6 @@ class Autoencoder(Module):
             dims, z_channels, latent_channels = self.spatial_dims, self.z_channels, self.latent_channels
             self.quant_conv = conv(dims, moments * z_channels, moments * latent_channels, 1)
             self.post_quant_conv = conv(dims, latent_channels, z_channels, 1)
-        self.quantizer: VectorQuantizer | None = None
         if self.codebook_size is not None:
             self.quantizer = VectorQuantizer(
                 codebook_size=self.codebook_size,
@@ -232,6 +204,13 @@ class Autoencoder(Module):
                 restart_below=self.restart_below,
                 cosine=self.cosine_codes,
             )
+
+    @property
+    def bottleneck(self) -> Bottleneck | Quantizer:
+        """What holds the latents together: its name, or the quantizer that was given."""
+        if self._bottleneck == "none" and self.quantizer is not None:
+            return self.quantizer
+        return self._bottleneck
 
     @property
     def downsampling_factor(self) -> int:
@@ -246,31 +225,7 @@ class Autoencoder(Module):
         """
         return self.decoder.conv_out.weight
 
-    # One latent space
-
-    @property
-    def scaling_factor(self) -> float | list[float]:
-        """What the shifted latents are multiplied with: one number, or one for each channel."""
-        return _number_or_list(self.latent_scaling)
-
-    @scaling_factor.setter
-    def scaling_factor(self, value: float | Sequence[float]) -> None:
-        factors = _by_channel("scaling_factor", value, self.latent_channels)
-        check_positive("scaling_factor", factors.min().item())
-        check_positive("scaling_factor", factors.max().item())
-        self.latent_scaling.copy_(factors)
-
-    @property
-    def shift_factor(self) -> float | list[float]:
-        """What is subtracted from the encoder's latents: one number, or one for each channel."""
-        return _number_or_list(self.latent_shift)
-
-    @shift_factor.setter
-    def shift_factor(self, value: float | Sequence[float]) -> None:
-        factors = _by_channel("shift_factor", value, self.latent_channels)
-        if not factors.isfinite().all():
-            raise ValueError(f"shift_factor must be finite, got {value}")
-        self.latent_shift.copy_(factors)
+    # Encoding and decoding
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Images]) -> Self:
@@ -290,84 +245,65 @@ class Autoencoder(Module):
         Raises:
             ValueError: If there are no batches, or a channel of the latents is constant.
         """
-        moments: ChannelMoments | None = None
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            for batch in batches:
-                posterior = self._posterior(batch.to(self.last_layer.device))
-                part = ChannelMoments.of(posterior.mean, posterior.variance)
-                moments = part if moments is None else moments.merge(part)
+            self._calibrate(self._posterior(batch.to(self.last_layer.device)) for batch in batches)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        if moments is None:
-            raise ValueError("batches must hold at least one batch, got none")
-        moments = moments.over_processes()
-        if not (moments.variance > 0).all():
-            raise ValueError(f"latents must vary in every channel, got variances {moments.variance.tolist()}")
-        self.latent_scaling.copy_(moments.variance.rsqrt())
-        self.latent_shift.copy_(moments.mean)
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the two factors with the module, and keep their dtype: half precision would shift the latent space."""
-        exact = {name: self._buffers.pop(name) for name in ("latent_scaling", "latent_shift")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, factors in exact.items():
-            if factors is not None and not factors.is_meta:
-                device = fn(torch.empty(0, device=factors.device)).device
-                factors = factors.to(device, torch.float32 if device.type == "mps" else torch.float64)
-            self._buffers[name] = factors
-        return self
-
-    def _latent_factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scaling, shaped to work on `x` `[batch, latent_channels, *spatial]` in its dtype."""
-        shape = (1, -1, *(1,) * self.spatial_dims)
-        shift, scaling = self.latent_shift, self.latent_scaling
-        return shift.to(x.device, x.dtype).reshape(shape), scaling.to(x.device, x.dtype).reshape(shape)
-
-    # Encoding and decoding
-
-    def encode(self, x: Images) -> Posterior:
+    def encode(self, x: Images, *, tile: Tiling | int | None = None) -> Posterior:
         """The posterior of the latents of images.
 
         Args:
             x: `[batch, in_channels, *spatial]`, floating, in `value_range`; sizes divisible by `downsampling_factor`.
+            tile: How to work through images that are too large for memory, without gradients: see `Tiling`, whose
+                `size` may stand for it. None works on the whole.
 
         Returns:
             Of latents `[batch, latent_channels, *spatial / f]` of unit size, float32 at least: a `DiagonalGaussian`
-            for `"kl"`, else a `PointMass`, which with a codebook is the point *before* quantisation. Its `kl()` is that
-            of the encoder's own moments and does not depend on the scaling.
+            for `"kl"`, else a `PointMass`, which with a quantizer is the point *before* quantisation. Its `kl()` is
+            that of the encoder's own moments and does not depend on the scaling.
 
         Raises:
-            ValueError: If shape, size or values do not fit.
+            ValueError: If shape, size or values do not fit, or a gradient is asked of tiles.
             TypeError: If `x` is not floating.
         """
-        posterior = self._posterior(x)
-        return posterior.affine(*self._latent_factors(posterior.mean))
+        if tile is not None and torch.is_grad_enabled():
+            check_no_gradient("x", x)
+            with torch.no_grad():
+                return self.encode(x, tile=tile)
+        posterior = self._posterior(x, tile)
+        return posterior.affine(*self._factors(posterior.mean))
 
-    def decode(self, latents: Latents, *, quantize: bool = True) -> Images:
+    def decode(self, latents: Latents, *, quantize: bool = True, tile: Tiling | int | None = None) -> Images:
         """Images of latents. The mode matters to dropout only: a codebook does not learn here.
 
         Args:
             latents: `[batch, latent_channels, *spatial]`, of unit size, any spatial size.
-            quantize: With a codebook: whether latents are quantised first, with a straight-through gradient.
+            quantize: With a quantizer: whether latents are quantised first, with a gradient that passes through.
+            tile: As for `encode`; sizes are those of the images.
 
         Returns:
             `[batch, out_channels, *spatial * f]`, about in `value_range`; see `clamp`.
 
         Raises:
-            ValueError: If the shape does not fit, or a value is not finite.
+            ValueError: If the shape does not fit, a value is not finite, or a gradient is asked of tiles.
             TypeError: If `latents` are not floating.
         """
+        if tile is not None and torch.is_grad_enabled():
+            check_no_gradient("latents", latents)
+            with torch.no_grad():
+                return self.decode(latents, quantize=quantize, tile=tile)
         check_floating("latents", latents)
         check_shape("latents", latents, self._axes, channels=self.latent_channels)
-        _check_finite("latents", latents)
+        check_values("latents", latents, None)
         z = self._unscale(latents)
         if self.quantizer is not None and quantize:
             z = self.quantizer.quantize(z).latents
-        return self._decode(z)
+        return self._decode(z, tile)
 
     def forward(self, x: Images, generator: Generator = None) -> AutoencoderOutput:
         """Encode and decode: from a sample of the posterior in training mode, from its mode in evaluation mode.
@@ -377,8 +313,8 @@ class Autoencoder(Module):
             generator: Where the sample comes from; restarts of dead codes use it if it is a single `torch.Generator`.
 
         Returns:
-            Reconstruction, posterior, regularisation, and with a codebook the indices. In training mode a codebook with
-            `codebook_decay` has then learnt.
+            Reconstruction, posterior, regularisation, and with a quantizer the indices. In training mode a codebook
+            with a decay has then learnt.
 
         Raises:
             ValueError: If shape, size or values do not fit.
@@ -388,7 +324,10 @@ class Autoencoder(Module):
         z = self._unscale(posterior.sample(generator) if self.training else posterior.mode())
         if self.quantizer is None:
             return AutoencoderOutput(self._decode(z), posterior, posterior.kl().mean())
-        quantized: Quantized = self.quantizer(z, generator if isinstance(generator, torch.Generator) else None)
+        quantized = self.quantizer.quantize(z)
+        if self.training:
+            drawn = generator if isinstance(generator, torch.Generator) else None
+            self.quantizer.learn(z, quantized.indices, drawn)
         return AutoencoderOutput(self._decode(quantized.latents), posterior, quantized.loss, quantized.indices)
 
     def clamp(self, images: Images) -> Images:
@@ -415,29 +354,31 @@ class Autoencoder(Module):
     def _axes(self) -> str:
         return f"batch channels {SPATIAL[self.spatial_dims]}"
 
-    def _posterior(self, x: Images) -> Posterior:
+    def _posterior(self, x: Images, tile: Tiling | int | None = None) -> Posterior:
         """The posterior of the encoder's own latents z."""
         self._check_images(x)
-        h = self.encoder(x.to(self.last_layer.dtype), self.gradient_checkpointing)
+        h = self._run(self.encoder, x.to(self.last_layer.dtype), tile)
         if self.quant_conv is not None:
             h = self.quant_conv(h)
         h = h.to(working_dtype(h.dtype))
-        if self.bottleneck == "kl":
-            return DiagonalGaussian(*h.chunk(2, dim=1))
-        return PointMass(h)
+        if self._bottleneck == "kl":
+            mean, log_variance = h.chunk(2, dim=1)
+            return DiagonalGaussian(mean, log_variance)
+        return PointMass(h if self.quantizer is None else self.quantizer.bound(h))
 
-    def _unscale(self, latents: Latents) -> Tensor:
-        """The encoder's own z of latents `[batch, latent_channels, *spatial]`, float32 at least."""
-        latents = latents.to(working_dtype(latents.dtype))
-        shift, scaling = self._latent_factors(latents)
-        return latents / scaling + shift
-
-    def _decode(self, z: Tensor) -> Images:
+    def _decode(self, z: Tensor, tile: Tiling | int | None = None) -> Images:
         z = z.to(self.last_layer.dtype)
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
-        images: Images = self.decoder(z, self.gradient_checkpointing)
-        return images
+        return self._run(self.decoder, z, tile)
+
+    def _run(self, coder: Encoder | Decoder, x: Tensor, tile: Tiling | int | None) -> Tensor:
+        """`coder` of `x`, in tiles if there are any."""
+        if tile is None:
+            y: Tensor = coder(x, self.gradient_checkpointing)
+            return y
+        tiling = tile if isinstance(tile, Tiling) else Tiling(tile)
+        return run_tiled(coder.layers(), x, tiling, upwards=isinstance(coder, Decoder))
 
     def _check_images(self, x: Images) -> None:
         check_floating("x", x)
@@ -449,49 +390,6 @@ class Autoencoder(Module):
                 f"x must have spatial sizes divisible by {f}, the downsampling factor, got {sizes}; pad it to the next "
                 f"sizes that work, {following}, and crop the reconstruction back"
             )
-        if self.value_range is None:
-            _check_finite("x", x)
-            return
-        check_range("x", x, *self.value_range)
-        self._warn_of_range(x)
-
-    def _warn_of_range(self, x: Images) -> None:
-        """Say once if data for [-1, 1] look as if they were in [0, 1]; constant batches prove nothing."""
-        if self._warned_of_range or self.value_range != (-1.0, 1.0):
-            return
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
-            return
-        least, most = (bound.item() for bound in torch.aminmax(x.detach()))
-        if 0 <= least < most:
-            self._warned_of_range = True
-            warnings.warn(
-                f"all values of x are in [{least:g}, {most:g}], but this autoencoder's are in [-1, 1]; data in [0, 1] "
-                "need 2 * x - 1, or an autoencoder with value_range=(0, 1)",
-                stacklevel=5,  # whoever called encode
-            )
-
-
-def _checked_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    if value_range is None:
-        return None
-    if len(value_range) != 2 or not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range must be None or (lowest, highest), got {value_range}")
-    return value_range[0], value_range[1]
-
-
-def _by_channel(name: str, value: float | Sequence[float], channels: int) -> Tensor:
-    """`value` as float64 `[channels]`, or `[1]` for one number."""
-    values: list[float] = [value] if isinstance(value, int | float) else list(value)
-    if not isinstance(value, int | float) and len(values) != channels:
-        raise ValueError(f"{name} must be a number or one for each of {channels} latent channels, got {len(values)}")
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-
-def _number_or_list(factors: Tensor) -> float | list[float]:
-    values = [float(factor) for factor in factors.cpu()]
-    return values[0] if len(set(values)) == 1 else values
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    limits = torch.finfo(tensor.dtype)
-    check_range(name, tensor, limits.min, limits.max)
+        check_values("x", x, self.value_range)
+        if self.value_range == (-1.0, 1.0) and not self._warned_of_range:
+            self._warned_of_range = warn_of_unit_range(x, stacklevel=4)  # whoever called encode

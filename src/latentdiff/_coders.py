@@ -54,6 +54,10 @@ class CoderLevel(nn.Module):
             x = _run(stage, x, gradient_checkpointing)
         return x if self.resample is None else self.resample(x)
 
+    def layers(self) -> list[nn.Module]:
+        """What `forward` applies, in order."""
+        return [*self.stages] if self.resample is None else [*self.stages, self.resample]
+
 
 class Encoder(nn.Module):
     """Residual blocks, each level at half the size of the one before; then the middle.
@@ -102,6 +106,11 @@ class Encoder(nn.Module):
         h = self.conv_out(F.silu(self.norm_out(h)))
         return h
 
+    def layers(self) -> list[nn.Module]:
+        """What `forward` applies, in order."""
+        down = [layer for level in self.down for layer in cast(CoderLevel, level).layers()]
+        return [self.conv_in, *down, *self.middle.layers(), nn.Sequential(self.norm_out, nn.SiLU(), self.conv_out)]
+
 
 class Decoder(nn.Module):
     """The middle; then residual blocks, each level at twice the size of the one before.
@@ -148,6 +157,11 @@ class Decoder(nn.Module):
             h = level(h, gradient_checkpointing)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return h
+
+    def layers(self) -> list[nn.Module]:
+        """What `forward` applies, in order."""
+        up = [layer for level in self.up for layer in cast(CoderLevel, level).layers()]
+        return [self.conv_in, *self.middle.layers(), *up, nn.Sequential(self.norm_out, nn.SiLU(), self.conv_out)]
 
 
 def _stage(

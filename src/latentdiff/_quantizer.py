@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff._checks import check_floating, check_positive, check_shape, working_dtype
+from latentdiff._checks import check_choice, check_floating, check_positive, check_shape, working_dtype
 from latentdiff._codebook import CodebookAverage, k_means, nearest_codes
-from latentdiff._module import Module
+from latentdiff._quantized import CodeGradient, Quantized, Quantizer, check_indices, code_use, pass_gradient
 from latentdiff._typing import Latents
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Quantized:
-    """What a `VectorQuantizer` makes of a map.
-
-    Attributes:
-        latents: The codes, `[batch, dim, *spatial]`; their gradient passes straight through to the input.
-        indices: Which codes, int64 `[batch, *spatial]`.
-        loss: `[]`, a mean over all elements.
-        perplexity: exp(entropy of the use of codes in this batch, in nats), `[]`, from 1 to codebook_size.
-        usage: Fraction of the codes that this batch uses, `[]`, in (0, 1].
-    """
-
-    latents: Latents
-    indices: Tensor
-    loss: Tensor
-    perplexity: Tensor
-    usage: Tensor
-
-
-class VectorQuantizer(Module):
+class VectorQuantizer(Quantizer):
     r"""A codebook, and the way of each vector to its nearest code (van den Oord et al. 2017, arXiv:1711.00937).
 
     With \(e\) the code nearest to \(z\) and sg no gradient, the output is \(z + \mathrm{sg}[e - z]\), and
@@ -68,6 +49,7 @@ class VectorQuantizer(Module):
         decay: float | None = None,
         restart_below: float = 0.0,
         cosine: bool = False,
+        gradient: CodeGradient = "straight_through",
     ) -> None:
         r"""Draw the codes from \(U(-1/K, 1/K)\).
 
@@ -81,6 +63,8 @@ class VectorQuantizer(Module):
                 vector of the batch; 0 for never.
             cosine: Whether vectors and codes are scaled to length 1 before they are compared (Yu et al. 2021,
                 arXiv:2110.04627, sec. 3.2); latents then have length 1 too.
+            gradient: How the gradient passes from codes to vectors: `"straight_through"` as it is, `"rotation"` turned
+                and stretched as the vector is (Fifty et al. 2024, arXiv:2410.06424).
 
         Raises:
             ValueError: If a number is out of range, or has no use in this combination.
@@ -88,6 +72,7 @@ class VectorQuantizer(Module):
         super().__init__()
         check_positive("codebook_size", codebook_size)
         check_positive("dim", dim)
+        check_choice("gradient", gradient, get_args(CodeGradient))
         if commitment_weight < 0 or codebook_weight < 0:
             raise ValueError(
                 "commitment_weight and codebook_weight must not be negative, "
@@ -108,6 +93,7 @@ class VectorQuantizer(Module):
         self.decay = decay
         self.restart_below = restart_below
         self.cosine = cosine
+        self.gradient: CodeGradient = gradient
         codes = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.average: CodebookAverage | None = None
         if decay is None:
@@ -115,26 +101,6 @@ class VectorQuantizer(Module):
         else:
             self.register_buffer("codebook", codes)
             self.average = CodebookAverage(codes, decay=decay, restart_below=restart_below)
-
-    def forward(self, z: Latents, generator: torch.Generator | None = None) -> Quantized:
-        """Quantize, and in training mode with `decay` move the codebook afterwards.
-
-        Args:
-            z: `[batch, dim, *spatial]`, any number of spatial axes.
-            generator: For restarts of dead codes.
-
-        Returns:
-            Codes with a straight-through gradient, indices, loss and statistics of use.
-
-        Raises:
-            ValueError: If the shape does not fit.
-            TypeError: If `z` is not floating.
-        """
-        quantized = self.quantize(z)
-        if self.training and self.average is not None:
-            vectors = self._vectors(z).detach()
-            self.codebook.copy_(self.average.update(vectors, quantized.indices.flatten(), generator))
-        return quantized
 
     def quantize(self, z: Latents) -> Quantized:
         """Quantize and leave the codebook as it is, whatever the mode.
@@ -158,8 +124,8 @@ class VectorQuantizer(Module):
         loss = self.commitment_weight * (vectors - codes.detach()).square().mean()
         if self.average is None:
             loss = loss + self.codebook_weight * (vectors.detach() - codes).square().mean()
-        latents = vectors + (codes - vectors).detach()  # straight through; to rounding, this is the code
-        perplexity, usage = self._use(indices, vectors.dtype)
+        latents = pass_gradient(vectors, codes, self.gradient)
+        perplexity, usage = code_use(indices, self.codebook_size, vectors.dtype)
         shape = (z.shape[0], *z.shape[2:])
         return Quantized(
             latents.reshape(*shape, self.dim).movedim(-1, 1).to(z.dtype),
@@ -182,14 +148,23 @@ class VectorQuantizer(Module):
             TypeError: If `indices` are not integers.
             ValueError: If one is out of range.
         """
-        check_shape("indices", indices, "batch ...")
-        if indices.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"indices must be int64 or int32, got {indices.dtype}")
-        if indices.device.type == "cpu" and not torch.compiler.is_compiling():
-            least, most = (int(bound) for bound in torch.aminmax(indices))
-            if least < 0 or most >= self.codebook_size:
-                raise ValueError(f"indices must be in [0, {self.codebook_size - 1}], got values in [{least}, {most}]")
+        check_indices(indices, "batch ...", self.codebook_size)
         return F.embedding(indices, self._codes(self.codebook.dtype)).movedim(-1, 1)
+
+    @torch.no_grad()
+    def learn(self, z: Latents, indices: Tensor, generator: torch.Generator | None = None) -> None:
+        """With `decay`: take a step of the average, over all processes of `torch.distributed`.
+
+        Args:
+            z: `[batch, dim, *spatial]`.
+            indices: The code of each vector, `[batch, *spatial]`.
+            generator: For restarts of dead codes.
+
+        Raises:
+            ValueError: If the codebook is in half precision.
+        """
+        if self.average is not None:
+            self.codebook.copy_(self.average.update(self._vectors(z), indices.flatten(), generator))
 
     @torch.no_grad()
     def initialize(self, z: Latents, *, iterations: int = 10, generator: torch.Generator | None = None) -> None:
@@ -219,11 +194,3 @@ class VectorQuantizer(Module):
         """The codes `[codebook_size, dim]` as they are compared."""
         codes = self.codebook.to(dtype)
         return F.normalize(codes, dim=1) if self.cosine else codes
-
-    def _use(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Perplexity and usage of `indices` `[count]`."""
-        counts = torch.zeros(self.codebook_size, dtype=dtype, device=indices.device)
-        counts = counts.index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
-        probabilities = counts / indices.numel()
-        entropy = -torch.xlogy(probabilities, probabilities).sum()
-        return entropy.exp(), (counts > 0).to(dtype).mean()

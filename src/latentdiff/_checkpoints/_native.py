@@ -24,26 +24,37 @@ from latentdiff._condition import (
     SpatialEncoder,
     TextEncoder,
 )
+from latentdiff._discriminator import PatchDiscriminator
 from latentdiff._dit import DiT
 from latentdiff._errors import CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion
+from latentdiff._lpips import LPIPS
 from latentdiff._module import Module, describe
 from latentdiff._quantizer import VectorQuantizer
+from latentdiff._residual_quantizer import ResidualQuantizer
+from latentdiff._scalar_quantizer import FiniteScalarQuantizer
 from latentdiff._schedule import NoiseSchedule
 from latentdiff._typing import JSON
 from latentdiff._unet import UNet
+from latentdiff.losses import AutoencoderLoss, PyramidLoss
 
 METADATA_KEY: Final = "latentdiff"
 FORMAT: Final = 1
 CLASSES: Final[tuple[type[Module], ...]] = (
+    LPIPS,
     Autoencoder,
+    AutoencoderLoss,
     ClassEncoder,
     CrossAttention,
     DiT,
+    FiniteScalarQuantizer,
     FrozenEncoder,
     LatentDiffusion,
     LayoutEncoder,
     MultiEncoder,
+    PatchDiscriminator,
+    PyramidLoss,
+    ResidualQuantizer,
     SpatialEncoder,
     TextEncoder,
     UNet,

@@ -1,6 +1,9 @@
 r"""What training minimises.
 
-A network is asked about \(x_t = \alpha x_0 + \sigma \epsilon\), and the loss of a sample is the mean over its values of
+**The first stage** is trained by two optimisers in turn: `AutoencoderLoss.generator_loss` for the autoencoder and,
+where there is an adversary, `AutoencoderLoss.discriminator_loss` for the discriminator.
+
+**The denoising network** is asked about \(x_t = \alpha x_0 + \sigma \epsilon\), and the loss of a sample is the mean over its values of
 
 \[ \rho(e), \qquad e = \sqrt{w(t)}\,(\hat x_0 - x_0). \]
 
@@ -38,6 +41,14 @@ What training emphasises is the weight times how often a time is drawn:
 
 from __future__ import annotations
 
+from latentdiff.losses._adversarial import Adversarial as Adversarial
+from latentdiff.losses._adversarial import adaptive_weight as adaptive_weight
+from latentdiff.losses._adversarial import discriminator_loss as discriminator_loss
+from latentdiff.losses._autoencoder import AutoencoderLoss as AutoencoderLoss
+from latentdiff.losses._autoencoder import AutoencoderLossOutput as AutoencoderLossOutput
+from latentdiff.losses._autoencoder import DiscriminatorLossOutput as DiscriminatorLossOutput
+from latentdiff.losses._autoencoder import ParameterGroups as ParameterGroups
+from latentdiff.losses._autoencoder import Perceptual as Perceptual
 from latentdiff.losses._diffusion import KINDS as KINDS
 from latentdiff.losses._diffusion import TIMES as TIMES
 from latentdiff.losses._diffusion import WEIGHTINGS as WEIGHTINGS
@@ -47,6 +58,7 @@ from latentdiff.losses._diffusion import TimesName as TimesName
 from latentdiff.losses._diffusion import WeightingName as WeightingName
 from latentdiff.losses._loss_aware import LossAwareTimes as LossAwareTimes
 from latentdiff.losses._output import DiffusionLossOutput as DiffusionLossOutput
+from latentdiff.losses._pyramid import PyramidLoss as PyramidLoss
 from latentdiff.losses._times import DrawnTimes as DrawnTimes
 from latentdiff.losses._times import ImportanceTimes as ImportanceTimes
 from latentdiff.losses._times import LogitNormalTimes as LogitNormalTimes
@@ -66,14 +78,16 @@ from latentdiff.losses._weighting import VlbWeight as VlbWeight
 from latentdiff.losses._weighting import Weighting as Weighting
 
 __all__ = [
-    "KINDS",
-    "TIMES",
-    "WEIGHTINGS",
+    "Adversarial",
+    "AutoencoderLoss",
+    "AutoencoderLossOutput",
     "DiffusionLoss",
     "DiffusionLossOutput",
+    "DiscriminatorLossOutput",
     "DrawnTimes",
     "EdmWeight",
     "ImportanceTimes",
+    "KINDS",
     "Kind",
     "LogNormalTimes",
     "LogSnrTimes",
@@ -82,14 +96,21 @@ __all__ = [
     "MinSnrWeight",
     "NoiseScales",
     "P2Weight",
+    "ParameterGroups",
+    "Perceptual",
+    "PyramidLoss",
     "SigmoidWeight",
     "SnrWeight",
+    "TIMES",
     "TimeSampling",
     "TimesName",
     "Uncertainty",
     "UniformTimes",
     "UniformWeight",
     "VlbWeight",
+    "WEIGHTINGS",
     "Weighting",
     "WeightingName",
+    "adaptive_weight",
+    "discriminator_loss",
 ]
