@@ -3,7 +3,8 @@ r"""What training minimises.
 **The first stage** is trained by two optimisers in turn: `AutoencoderLoss.generator_loss` for the autoencoder and,
 where there is an adversary, `AutoencoderLoss.discriminator_loss` for the discriminator.
 
-**The denoising network** is asked about \(x_t = \alpha x_0 + \sigma \epsilon\), and the loss of a sample is the mean over its values of
+**The denoising network** is asked about \(x_t = \alpha x_0 + \sigma \epsilon\), and the loss of a sample is the mean
+over its values of
 
 \[ \rho(e), \qquad e = \sqrt{w(t)}\,(\hat x_0 - x_0). \]
 
@@ -78,7 +79,6 @@ from latentdiff.losses._weighting import VlbWeight as VlbWeight
 from latentdiff.losses._weighting import Weighting as Weighting
 
 __all__ = [
-    "Adversarial",
     "AutoencoderLoss",
     "AutoencoderLossOutput",
     "DiffusionLoss",
