@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from guided import BATCH, EVENT, GUIDANCES, SCHEDULES, TIMES, labelled, labels, noised, recombined
-from latentdiff import Denoised, NoiseSchedule, Sampler, guidance
-from latentdiff.testing import GaussianDenoiser
+from latentdiff import Denoise, Denoised, NoiseSchedule, Sampler, guidance
+from latentdiff.testing import GaussianDenoiser, MixtureDenoiser
 
 every_guidance = pytest.mark.parametrize("name", GUIDANCES)
 every_schedule = pytest.mark.parametrize("frame", SCHEDULES)
@@ -147,3 +147,25 @@ def test_the_variance_is_that_of_the_conditional_answer(per_value: bool, negativ
         got = guided(x, 5.0, labels()).log_variance
         assert got is not None
         assert torch.equal(got, want), type(guided).__name__
+
+
+@pytest.mark.parametrize("inner", ["classifier free", "given", "perpendicular"])
+def test_guidance_with_a_condition_of_its_own_is_asked_with_the_batch_as_it_is(inner: str) -> None:
+    """Joined or not, the outer guidance is the same; the inner one keeps a condition for each sample."""
+    schedule = NoiseSchedule.linear()
+    data = MixtureDenoiser(
+        weights=torch.tensor([0.5, 0.5]), means=torch.tensor([-1.0, 1.0]), stds=torch.tensor([0.3, 0.4]),
+        schedule=schedule,
+    )  # fmt: skip
+    x, labels, negative = torch.randn(3, 2), torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
+    made: dict[str, Denoise] = {
+        "classifier free": guidance.ClassifierFree(data, 2.0, negative),
+        "given": guidance.Given(data, negative),
+        "perpendicular": guidance.PerpendicularNegative(data, 2.0, negative, torch.tensor([-1, -1, -1])),
+    }
+    clipped = guidance.Clip(made[inner])
+    for one in (made[inner], clipped):
+        joined, apart = (
+            guidance.ClassifierFree(one, 3.0, negative, batched=batched)(x, 400.0, labels) for batched in (True, False)
+        )
+        torch.testing.assert_close(joined.sample, apart.sample)

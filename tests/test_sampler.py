@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentdiff import CounterNoise, Denoised, Denoiser, NoiseSchedule, Sampler, solvers
+from latentdiff import BrownianNoise, CounterNoise, Denoised, Denoiser, NoiseSchedule, Sampler, solvers
 from latentdiff.guidance import ClassifierFree
 from latentdiff.solvers import SOLVERS, SolverName, Spacing
 from latentdiff.testing import GaussianDenoiser
@@ -413,3 +413,67 @@ def test_a_sample_does_not_depend_on_the_device(solver: SolverName) -> None:
     want = Sampler(solver, 8).sample(data, noise, generator=CounterNoise(5))
     got = Sampler(solver, 8).sample(data, noise.cuda(), generator=CounterNoise(5))
     torch.testing.assert_close(got.cpu(), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", PATHS)
+@pytest.mark.parametrize("generator", [CounterNoise(3), BrownianNoise(3)])
+@every_schedule
+def test_repeated_steps_still_draw_from_the_data(
+    solver: SolverName, generator: CounterNoise, schedule: NoiseSchedule
+) -> None:
+    """Nothing is known, all is generated: RePaint's repetitions then change nothing but the noise.
+
+    What a solver remembers must not meet an x that was noised again, and each repetition draws its own noise. (The
+    bounds around 0.5 are what ten steps of first order leave; a history of another x ends between 0.9 and a million.)
+    """
+    data, noise = normal_data(schedule), torch.randn(1500, 2, dtype=torch.float64)
+    mask, sampler = torch.ones(1, 2), Sampler(solver, 10)
+    drawn = sampler.sample(data, noise, known=torch.zeros_like(noise), mask=mask, generator=generator, resamples=10)
+    assert 0.3 < drawn.std().item() < 0.75
+    assert drawn.mean().item() == pytest.approx(0.3, abs=0.1)
+
+
+@pytest.mark.parametrize("spacing", SPACING_NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        NoiseSchedule.from_betas([0.9]),
+        NoiseSchedule.flow(1),
+        NoiseSchedule.linear(2).zero_terminal_snr(),
+        NoiseSchedule.linear(7),
+        NoiseSchedule.edm(num_timesteps=2),
+    ],
+    ids=repr,
+)
+def test_grids_of_more_steps_than_times_fall_too(spacing: Spacing, steps: int, schedule: NoiseSchedule) -> None:
+    times = Sampler("dpmpp_2m", steps, spacing).timesteps(schedule)
+    assert (times.diff() < 0).all()
+    assert times[0] <= schedule.num_timesteps - 1
+    for solver in ("ddpm", "dpmpp_2m", "heun"):
+        drawn = Sampler(solver, steps, spacing).sample(normal_data(schedule), torch.randn(4, 3))  # type: ignore[arg-type]
+        assert drawn.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: Sampler("ddim", 2.5), TypeError, "steps must be an int, got 2.5"),
+        (lambda: Sampler("ddim", True), TypeError, "steps must be an int, got True"),
+        (lambda: Sampler("ddim", times="987"), TypeError, "times must be numbers"),
+        (lambda: Sampler("ddim", times=[5, math.nan]), ValueError, "times must fall strictly"),
+        (lambda: walk(denoiser=lambda x, t, c: x), TypeError, r"denoiser must have a schedule, .* wrap a network"),
+        (lambda: walk(denoiser=None), TypeError, "denoiser must have a schedule, got NoneType"),
+        (lambda: walk(known=[1.0], mask=torch.ones(3)), TypeError, "known must be a torch.Tensor"),
+        (lambda: walk(known=torch.zeros(2, 3), mask=0.5), TypeError, "mask must be a torch.Tensor, got float"),
+        (lambda: walk(known=torch.zeros(2, 3), mask=torch.ones(4)), ValueError, r"mask must broadcast against noise"),
+    ],
+)
+def test_what_is_no_number_tensor_or_denoiser_is_refused(make: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        make()
+
+
+def walk(**options: Any) -> torch.Tensor:
+    options = {"denoiser": normal_data(NoiseSchedule.linear()), "noise": torch.zeros(2, 3)} | options
+    return Sampler("ddim", 3).sample(**options)

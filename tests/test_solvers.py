@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentdiff import BrownianNoise, CounterNoise, Denoised, NoiseSchedule, Point, Sampler, solvers
+from latentdiff import BrownianNoise, CounterNoise, Denoised, Denoiser, NoiseSchedule, Point, Sampler, solvers
 from latentdiff.solvers import SOLVERS, Solver, SolverName
 from latentdiff.solvers._base import ancestral
 from latentdiff.solvers._weights import exponential_moments, lagrange_weights
@@ -343,3 +343,27 @@ def test_points_know_their_noise_level() -> None:
     assert Point(0.0, 0.6, 0.8).noise_level == pytest.approx(4 / 3)
     assert Point(0.0, 0.0, 1.0).noise_level == math.inf
     assert Point(0.0, 1.0, 0.0).half_log_snr == math.inf
+
+
+def test_the_adaptive_solver_stops_where_it_cannot_go_on() -> None:
+    schedule = SCHEDULES["linear"]
+
+    class Broken(GaussianDenoiser):
+        def __call__(self, x_t: Tensor, t: Any, condition: object = None) -> Denoised:
+            return Denoised(x_t * math.nan, x_t * math.nan)
+
+    with pytest.raises(RuntimeError, match="denoiser must answer with finite numbers"):
+        Sampler("dpm_adaptive", 3).sample(Broken(schedule=schedule), torch.randn(2, 3))
+    solver = solvers.DPMAdaptive(rtol=1e-6, atol=1e-6, max_steps=5)
+    with pytest.raises(RuntimeError, match="rtol and atol must be within reach"):
+        Sampler(solver, 3).sample(data(schedule), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.linear(7), NoiseSchedule.flow(3)])
+def test_steps_shorter_than_one_time_keep_a_learned_variance_finite(schedule: NoiseSchedule) -> None:
+    def network(x: Tensor, t: Tensor, condition: object) -> Tensor:
+        return torch.cat([x, torch.zeros_like(x)], 1)
+
+    denoiser = Denoiser(network, schedule, "v_prediction", "learned_range")
+    drawn = Sampler("ddpm", 20, "trailing").sample(denoiser, torch.randn(4, 2, 3))
+    assert drawn.isfinite().all()

@@ -215,7 +215,7 @@ def normal_and_levels(std: float, levels: int) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: normal_and_levels(-1.0, 5), "std must not be negative, got -1"),
+        (lambda: normal_and_levels(-1.0, 5), "std must be at least 0, got -1"),
         (lambda: normal_and_levels(1.0, 1), "levels must be at least 2"),
         (lambda: mixture([1, 1], [0, 0, 0], [1, 1]), "one entry for each component"),
         (lambda: mixture([1, 0], [0, 0], [1, 1]), "weights must be positive"),

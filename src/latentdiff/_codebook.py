@@ -27,7 +27,6 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     Squared distances are computed in float64 (float32 on devices without it) and compared as float32; of equals the
     lowest index wins. So the result depends neither on chunks and batches nor on autocast. Beside inputs and output,
     12 bytes are held for each of at most 2 ** 18 distances on a CPU (3 MiB), 2 ** 24 elsewhere (192 MiB), or for one
-    vector's distances where the codebook is larger than that; for all of them in an exported program.
     \(\lVert e \rVert^2 / 2 - \langle z, e \rangle\), half the squared distance but for a constant, is computed in
     float64 (float32 on devices without it) about the centre of the codes, and compared as float32; of equals the
     lowest index wins. So the result depends neither on chunks and batches nor on autocast.
@@ -36,7 +35,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     further apart than its rounding could account for.
 
     Beside inputs and output, 12 bytes are held for each of at most 2 ** 20 distances on a CPU (12 MiB), 2 ** 24
-    elsewhere (192 MiB), or for one vector's distances where the codebook is larger than that.
+    elsewhere (192 MiB), or for one vector's distances where the codebook is larger than that; for all of them in an
+    exported program.
 
     Args:
         vectors: `[count, dim]`.
@@ -59,14 +59,11 @@ def _is_quick(vectors: Tensor) -> bool:
 def _nearest_exactly(vectors: Tensor, codebook: Tensor) -> Tensor:
     """`nearest_codes` by float64 alone."""
     wide = torch.float32 if vectors.device.type == "mps" else torch.float64
-    elements = SEARCH_ELEMENTS_ELSEWHERE
-    if not torch.compiler.is_compiling():
-        elements = SEARCH_ELEMENTS.get(vectors.device.type, elements)
     center = codebook.to(wide).mean(0)
     codes = codebook.to(wide) - center
     half_squares = 0.5 * codes.square().sum(1)
     nearest: list[Tensor] = []
-    for chunk in torch.split(vectors, max(1, elements // len(codes))):
+    for chunk in _chunks(vectors, len(codes)):
         distances = torch.addmm(half_squares, chunk.to(wide) - center, codes.T, alpha=-1)
         nearest.append(distances.float().argmin(1))
     return torch.cat(nearest)
@@ -84,6 +81,8 @@ def _chunks(vectors: Tensor, codebook_size: int) -> Sequence[Tensor]:
     else:
         return (vectors,)
     return torch.split(vectors, max(1, elements // codebook_size))
+
+
 def _nearest_quickly(vectors: Tensor, codebook: Tensor) -> Tensor:
     """`nearest_codes` by float32 where its rounding cannot matter, by float64 elsewhere."""
     center = codebook.mean(0)

@@ -53,7 +53,7 @@ class Gaussian:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats per component, shaped like `mean`."""
         square = (x - self.mean).square() / self.variance
-        return -0.5 * (square + self.log_variance + torch.log(torch.tensor(2 * torch.pi, dtype=square.dtype)))
+        return -0.5 * (square + self.log_variance + math.log(2 * math.pi))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,8 @@ def interpolate(table: Tensor, t: Tensor) -> Tensor:
         t: float64, any shape.
     """
     low = t.floor().clamp(min=0).to(torch.int64)
-    start, end = table[low], table[(low + 1).clamp(max=len(table) - 1)]
+    # take, since an index of no axes would be read on the host
+    start, end = torch.take(table, low), torch.take(table, (low + 1).clamp(max=len(table) - 1))
     weight = (t - low).clamp(min=0)
     inside = start + torch.where(weight == 0, 0.0, weight * (end - start))
     inside = torch.where(torch.isinf(end) & torch.isfinite(start), start + 2 * torch.log1p(-weight), inside)
@@ -37,7 +38,7 @@ def invert(table: Tensor, log_snr: Tensor) -> Tensor:
     """
     last = len(table) - 1
     low = (torch.searchsorted(-table, -log_snr.contiguous(), right=True) - 1).clamp(0, max(last - 1, 0))
-    start, end = table[low], table[(low + 1).clamp(max=last)]
+    start, end = torch.take(table, low), torch.take(table, (low + 1).clamp(max=last))
     weight = torch.where(torch.isinf(end), -torch.expm1((log_snr - start) / 2), (log_snr - start) / (end - start))
     before_first = torch.exp((table[0] - log_snr) / 2) - 1
     if last == 0:

@@ -109,7 +109,8 @@ class CounterNoise:
             stream: Draws of another stream are independent of those of this one, in 0 ... 2 ** 32 - 1.
         """
         batch, size = shape[0], math.prod(shape[1:])
-        draw = torch.tensor(steps, device=device).reshape(-1, 1, 1)
+        # filled in on the device: a copy from the host would wait for it
+        draw = torch.stack([torch.full((), step, device=device) for step in steps]).reshape(-1, 1, 1)
         sample = torch.arange(self.first_sample, self.first_sample + batch, device=device).unsqueeze(1)
         block = torch.arange(-(-size // 4), device=device)
         counter = torch.broadcast_tensors(block, sample, draw, torch.full_like(draw, stream))

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentdiff._checks import check_choice, check_floating, check_shape, working_dtype
 from latentdiff._denoised import Denoise, Denoised
 from latentdiff._schedule import NoiseSchedule, Point
-from latentdiff._spacing import SPACINGS
+from latentdiff._spacing import SPACINGS, spaced_times
 from latentdiff._typing import Generator, Latents
 from latentdiff.solvers import SOLVERS, Evaluation, Solver, SolverName, Spacing
 from latentdiff.solvers._base import DRAWS_PER_STEP, beginning_of, weighted_sum
@@ -68,11 +68,15 @@ class Sampler:
         if self.spacing is not None:
             check_choice("spacing", self.spacing, tuple(SPACINGS))
         if self.times is None:
+            if type(self.steps) is not int:
+                raise TypeError(f"steps must be an int, got {self.steps!r}")
             if self.steps < 1:
                 raise ValueError(f"steps must be at least 1, got {self.steps}")
             return
+        if isinstance(self.times, str):
+            raise TypeError(f"times must be numbers, got {self.times!r}")
         times = tuple(float(t) for t in self.times)
-        if len(times) < 2 or any(a <= b for a, b in pairwise(times)):
+        if len(times) < 2 or not all(a > b for a, b in pairwise(times)):
             raise ValueError(f"times must fall strictly and be at least two, got {times}")
         if self.spacing is not None:
             raise ValueError("times must come without a spacing; give one or the other")
@@ -103,7 +107,7 @@ class Sampler:
             return times
         spacing = self.spacing or self.method.default_spacing[beginning_of(schedule)]
         clean = torch.tensor([-1.0], dtype=torch.float64)
-        return torch.cat([SPACINGS[spacing](schedule, self.steps), clean])
+        return torch.cat([spaced_times(spacing, schedule, self.steps), clean])
 
     @torch.no_grad()
     def sample(
@@ -192,12 +196,13 @@ class Sampler:
             mask: Where to generate; broadcasts against `noise`.
             resamples: How often each step is made.
             resume: A step of an earlier walk of this sampler to go on from; `noise` then only tells the shape. With a
-                deterministic solver or a `CounterNoise` the end is that of the whole walk, bit for bit.
+                deterministic solver or a `CounterNoise` the end is that of the whole walk, bit for bit (without
+                `resamples`).
 
         Returns:
             An iterator of steps; leaving it early costs nothing.
         """
-        _check_inputs(noise, start, strength, known, mask)
+        _check_inputs(denoiser, noise, start, strength, known, mask)
         if resamples < 1 or (resamples > 1 and known is None):
             raise ValueError(f"resamples must be at least 1, and 1 without known, got {resamples}")
         points = [denoiser.schedule.point(t) for t in self.timesteps(denoiser.schedule).tolist()]
@@ -227,8 +232,7 @@ class Sampler:
         Raises:
             ValueError: If the solver draws noise, which cannot be undone.
         """
-        check_floating("sample", sample)
-        check_shape("sample", sample, "batch ...")
+        _check_inputs(denoiser, sample, None, 1.0, None, None)
         method, schedule = self.method, denoiser.schedule
         if method.stochastic:
             raise ValueError(
@@ -265,7 +269,8 @@ class _Walk:
             for repeat in range(times):
                 number = index + repeat * count  # draws of their own for each repetition
                 evaluation = Evaluation(self.denoiser, self.condition, self.generator, number, count)
-                stepped = self.solver.step(evaluation, x, now, to, state)
+                # what a solver remembers belongs to the x it came from, not to one noised again
+                stepped = self.solver.step(evaluation, x, now, to, None if repeat else state)
                 x, after = stepped.x, stepped.state
                 if known is not None and mask is not None:
                     x = _keep(x, known, mask, to, evaluation)
@@ -303,19 +308,42 @@ def _begin(point: Point, schedule: NoiseSchedule, noise: Latents, start: Latents
 
 
 def _check_inputs(
-    noise: Latents, start: Latents | None, strength: float, known: Latents | None, mask: Tensor | None
+    denoiser: Denoise,
+    noise: Latents,
+    start: Latents | None,
+    strength: float,
+    known: Latents | None,
+    mask: Tensor | None,
 ) -> None:
+    if not isinstance(getattr(denoiser, "schedule", None), NoiseSchedule):
+        raise TypeError(
+            f"denoiser must have a schedule, got {type(denoiser).__name__}; wrap a network as "
+            "ld.Denoiser(network, schedule, prediction=...)"
+        )
     check_floating("noise", noise)
     check_shape("noise", noise, "batch ...")
     for name, sample in (("start", start), ("known", known)):
-        if sample is not None and sample.shape != noise.shape:
+        if sample is None:
+            continue
+        check_floating(name, sample)
+        if sample.shape != noise.shape:
             raise ValueError(f"{name} must have noise's shape {list(noise.shape)}, got {list(sample.shape)}")
+    if mask is not None:
+        _check_mask(mask, noise)
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     if start is None and strength != 1:
         raise ValueError("strength must come with start, the sample to begin from")
     if (known is None) != (mask is None):
         raise ValueError("known and mask must come together")
+
+
+def _check_mask(mask: Tensor, noise: Latents) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+    axes = zip(reversed(mask.shape), reversed(noise.shape), strict=False)
+    if mask.ndim > noise.ndim or any(size not in (1, wanted) for size, wanted in axes):
+        raise ValueError(f"mask must broadcast against noise {list(noise.shape)}, got {list(mask.shape)}")
 
 
 def _with_progress(walk: Iterator[Step], total: int, progress: bool) -> Iterator[Step]:

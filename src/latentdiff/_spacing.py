@@ -18,8 +18,9 @@ Ramp: TypeAlias = Callable[[float, float, Tensor], Tensor]
 
 
 def _leading(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """Multiples of T / steps from 0: the last time is 0, the first is below T - 1 (DDIM)."""
-    return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (schedule.num_timesteps / steps)
+    """Multiples of T / steps from 0: the last time is 0, the first is at most T - 1 (DDIM)."""
+    stride = min(schedule.num_timesteps / steps, (schedule.num_timesteps - 1) / max(steps - 1, 1))
+    return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * stride
 
 
 def _linspace(schedule: NoiseSchedule, steps: int) -> Tensor:
@@ -58,12 +59,15 @@ def _by_noise_level(ramp: Ramp) -> Callable[[NoiseSchedule, int], Tensor]:
     def spacing(schedule: NoiseSchedule, steps: int) -> Tensor:
         first = schedule.num_timesteps - 1.0
         start = torch.tensor([first], dtype=torch.float64)
-        if steps == 1 or first == 0:
-            return torch.linspace(first, 0, steps, dtype=torch.float64)
+        if steps == 1:
+            return start
         starts_in_pure_noise = schedule.alpha(first) == 0
         high = schedule.point(first - 1 if starts_in_pure_noise else first).noise_level
+        low = schedule.point(0.0).noise_level
+        if high <= low:  # T = 2: one noisy time and pure noise
+            return _trailing(schedule, steps)
         fractions = torch.linspace(0, 1, steps - starts_in_pure_noise, dtype=torch.float64)
-        levels = ramp(high, schedule.point(0.0).noise_level, fractions)
+        levels = ramp(high, low, fractions)
         times = schedule.timestep(-2 * levels.log())
         return torch.cat([start, times if starts_in_pure_noise else times[1:]])
 
@@ -81,6 +85,11 @@ SPACINGS: Final[dict[Spacing, Callable[[NoiseSchedule, int], Tensor]]] = {
     "logsnr": _by_noise_level(_exponential(1.0)),
 }
 """Times of n steps by name: float64 `[steps]`, falling."""
+
+
+def spaced_times(spacing: Spacing, schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Times of n steps, float64 `[steps]`, falling; evenly down from the only time of a schedule of one."""
+    return (_trailing if schedule.num_timesteps == 1 else SPACINGS[spacing])(schedule, steps)
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias, overload
+from typing import ClassVar, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ class Guidance(ABC):
     Attributes:
         denoiser: What is guided.
     """
+
+    holds_condition: ClassVar[bool] = True
+    """Whether it has a condition of its own, for a batch of one size, so that batches can't be joined before it."""
 
     denoiser: Denoise
 

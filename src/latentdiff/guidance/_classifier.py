@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Classifier(Guidance):
         ValueError: If `scale` is not finite, or `log_prob` answers in another shape or without a gradient.
         TypeError: If `scale` is neither a number nor a function.
     """
+
+    holds_condition: ClassVar[bool] = False
 
     log_prob: LogProb
     scale: Scale = 1.0

@@ -94,12 +94,17 @@ def both(
     denoiser: Denoise, x_t: Latents, t: Times, condition: object, negative: object, *, batched: bool
 ) -> tuple[Denoised, Denoised]:
     """The answers under both conditions, in one call of twice the batch where they can be joined."""
-    joined = _join(condition, negative) if batched else None
+    joined = _join(condition, negative) if batched and not _holds_condition(denoiser) else None
     if joined is None:
         return denoiser(x_t, t, condition), denoiser(x_t, t, negative)
     twice_t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
     first, second = _halves(denoiser(torch.cat([x_t, x_t]), twice_t, joined))
     return first, second
+
+
+def _holds_condition(denoiser: Denoise) -> bool:
+    """Whether guidance on the way to the network has a condition for the batch as it is."""
+    return isinstance(denoiser, Guidance) and (denoiser.holds_condition or _holds_condition(denoiser.denoiser))
 
 
 def _halves(answer: Denoised) -> tuple[Denoised, Denoised]:

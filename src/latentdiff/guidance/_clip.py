@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from latentdiff._denoised import Denoised
 from latentdiff._typing import Latents, Times
@@ -24,6 +25,8 @@ class Clip(Guidance):
     Raises:
         ValueError: If `low` is not below `high`.
     """
+
+    holds_condition: ClassVar[bool] = False
 
     low: float = -1.0
     high: float = 1.0

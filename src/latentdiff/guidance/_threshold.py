@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class DynamicThreshold(Guidance):
     Raises:
         ValueError: If `percentile` is out of (0, 1] or `limit` is not positive.
     """
+
+    holds_condition: ClassVar[bool] = False
 
     percentile: float = 0.995
     limit: float = 1.0

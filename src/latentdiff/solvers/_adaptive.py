@@ -40,12 +40,13 @@ class DPMAdaptive(Solver):
     \(\lambda = \log(\alpha / \sigma)\) as far as its error allows, so that a sample does not depend on its batch, and
     a step is made for the batch until all have arrived: how many calls that takes depends on the data. It is the one
     solver that waits for the device, once in each of its own steps. To sigma = 0 it goes to t = 0 first, and then
-    straight.
+    straight. With a few reporting times only, begin where there is some sample: the step from alpha = 0 is Euler's.
 
     Attributes:
         rtol: Relative tolerance of a step; the error of y = x / alpha is measured in `max(atol, rtol * abs(y))`.
         atol: Absolute tolerance.
         first_step: Length of the first step in lambda.
+        max_steps: How many of its own steps it may try between two times.
         safety: A step is accepted where its error asks for no shorter one than this share of it.
     """
 
@@ -56,9 +57,10 @@ class DPMAdaptive(Solver):
     atol: float = 0.0078
     first_step: float = 0.05
     safety: float = 0.81
+    max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol", "first_step", "safety"):
+        for name in ("rtol", "atol", "first_step", "safety", "max_steps"):
             check_positive(name, getattr(self, name))
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
@@ -82,18 +84,26 @@ class DPMAdaptive(Solver):
         end = torch.full_like(place, to.half_log_snr)
         size = state if isinstance(state, Tensor) else torch.full_like(place, self.first_step)
         y, denoised = x / now.alpha, None
-        while (remaining := (end - place).abs()).max() > 1e-9:
+        for _ in range(self.max_steps):
+            remaining = (end - place).abs()
+            if remaining.max() <= 1e-9:
+                return Stepped(y * to.alpha, denoised or denoise(x, now), size)
             is_last = size >= remaining
             h = torch.where(is_last, remaining, size) * direction
             tried = self._embedded(denoise, y, place, h)
             denoised = denoised or tried.denoised
             factor = self._factor(tried, y)
+            if not factor.isfinite().all():
+                raise RuntimeError(f"denoiser must answer with finite numbers, got others on the way from t = {now.t}")
             is_accepted = (factor >= self.safety) & (remaining > 1e-9)
             y = torch.where(_by_sample(is_accepted, y), tried.high, y)
             place = torch.where(is_accepted, torch.where(is_last, end, place + h), place)
             # a step cut short by the end says nothing about the next one's size
             size = torch.where((remaining > 1e-9) & ~(is_last & is_accepted), h.abs() * factor, size)
-        return Stepped(y * to.alpha, denoised or denoise(x, now), size)
+        raise RuntimeError(
+            f"rtol and atol must be within reach of the denoiser, got {self.rtol:g} and {self.atol:g}: "
+            f"{self.max_steps} steps did not lead from t = {now.t} to {to.t}"
+        )
 
     def _factor(self, tried: _Embedded, y: Tensor) -> Tensor:
         """By what to multiply the step: (1 / error) ** (1 / 3), bent to 0.2 ... 2.6: float64 `[batch]`."""

@@ -100,7 +100,8 @@ class Evaluation:
 
         In \(y / \ell^2\) the reversed diffusion is driven by a Brownian motion in the time
         \(u = \mathrm{SNR} = 1 / \ell^2\), so draws over intervals that overlap are correlated. A `BrownianNoise` gives
-        the increments of one path whatever the grid; other generators are drawn from once for each piece.
+        the increments of one path whatever the grid; other generators are drawn from once for each piece, and so is
+        that one in a step that is made again.
 
         Args:
             x: `[batch, channels, *spatial]`.
@@ -111,7 +112,7 @@ class Evaluation:
         """
         times = [point.noise_level**-2 for point in points]
         lengths = [(u - times[0]) ** 0.5 for u in times[1:]]
-        if isinstance(self.generator, BrownianNoise):
+        if isinstance(self.generator, BrownianNoise) and self.index < self.steps:  # a repeated step draws anew
             start, *ends = (self.generator.path(x.shape, u, device=x.device) for u in times)
             return [((end - start) / length).to(x.dtype) for end, length in zip(ends, lengths, strict=True)]
         drawn = [self.noise(x)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from latentdiff._checks import check_choice
@@ -99,6 +100,6 @@ def _known_std(log_variance: Tensor, denoise: Evaluation, now: Point, to: Point)
         return (0.5 * log_variance).exp()
     schedule = denoise.denoiser.schedule
     low, high = schedule.reverse_log_variances(now.t)
-    share = (log_variance - low) / (high - low)
+    share = (log_variance - low) / (high - low) if high > low else torch.zeros_like(log_variance)
     low, high = schedule.reverse_log_variances(now.t, to.t)
     return (0.5 * (low + share * (high - low))).exp()

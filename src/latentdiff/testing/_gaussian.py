@@ -38,8 +38,8 @@ class GaussianDenoiser(Oracle):
     knows_variance: bool = False
 
     def __post_init__(self) -> None:
-        if (torch.as_tensor(self.std) < 0).any():
-            raise ValueError(f"std must not be negative, got {self.std}")
+        if not (self._double(self.std) >= 0).all():
+            raise ValueError(f"std must be at least 0, got {self.std}")
 
     def draw(self, shape: tuple[int, ...], generator: Generator = None) -> Tensor:
         """Data, float64 of `shape` `[batch, *event]`."""

@@ -180,7 +180,7 @@ class DiscretizedGaussianDenoiser(Oracle):
     @property
     def values(self) -> Tensor:
         """The levels, float64 `[levels]` from -1 to 1."""
-        return torch.linspace(-1, 1, self.levels, dtype=torch.float64)
+        return torch.linspace(-1, 1, self.levels, dtype=torch.float64, device="cpu")
 
     @property
     def log_masses(self) -> Tensor:
