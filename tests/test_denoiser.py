@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -305,3 +307,45 @@ def test_a_network_with_channels_for_the_variance_that_nobody_asked_for_is_refus
     message = r"in the shape of its input \[3, 2, 5\], got \[3, 4, 5\]; give variance='learned' or 'learned_range'"
     with pytest.raises(ValueError, match=message):
         denoiser(torch.zeros(3, 2, 5), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"network": None}, "network must be callable, got NoneType"),
+        ({"schedule": "linear"}, "schedule must be a NoiseSchedule, got str"),
+        ({"schedule": NoiseSchedule.linear}, "schedule must be a NoiseSchedule, got method"),
+        ({"sigma_data": None}, "sigma_data must be a number, got None"),
+        ({"sigma_data": "1"}, "sigma_data must be a number, got '1'"),
+    ],
+)
+def test_parts_of_another_type_are_refused(arguments: dict[str, object], match: str) -> None:
+    given = {"network": Network(torch.zeros(1)), "schedule": NoiseSchedule.linear(), **arguments}
+    with pytest.raises(TypeError, match=match):
+        Denoiser(**given)  # type: ignore[arg-type]
+
+
+@every_variance
+def test_noisy_samples_that_are_not_floating_are_refused(variance: Variance) -> None:
+    denoiser = Denoiser(Network(torch.zeros(3, 2, 5)), NoiseSchedule.linear(), variance=variance)
+    with pytest.raises(TypeError, match=r"x_t must be floating, got torch.int64"):
+        denoiser(torch.zeros(3, 2, 5, dtype=torch.int64), 1)
+    with pytest.raises(TypeError, match=r"x_t must be a torch.Tensor, got list"):
+        denoiser([0.0], 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("t", [torch.ones(2), torch.ones(1), torch.ones(3, 1)])
+def test_times_of_another_batch_are_refused(prediction: Prediction, t: Tensor) -> None:
+    network = Network(torch.zeros(3, 2, 5))
+    with pytest.raises(ValueError, match=r"t must have shape \[\] or \[3\], the batch of \[3, 2, 5\], got \[[123]"):
+        Denoiser(network, NoiseSchedule.linear(), prediction)(torch.zeros(3, 2, 5), t)
+    assert not network.asked, "refused before the network is asked"
+
+
+@pytest.mark.parametrize("answer", [(torch.zeros(3, 2, 5),), SimpleNamespace(sample=torch.zeros(3, 2, 5)), None])
+def test_answers_that_are_not_tensors_are_refused(answer: object) -> None:
+    kind = type(answer).__name__
+    message = rf"network must answer with a tensor, got {kind}; wrap it, e.g. lambda x, t, c: net\(x, t\).sample"
+    with pytest.raises(TypeError, match=message):
+        Denoiser(lambda x, t, c: answer, NoiseSchedule.linear())(torch.zeros(3, 2, 5), 1)  # type: ignore[arg-type, return-value]

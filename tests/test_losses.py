@@ -346,6 +346,11 @@ def test_bad_losses_are_refused(arguments: dict[str, object], match: str) -> Non
         ({"noise": torch.zeros(4, 2, 1)}, r"noise must have sample's shape \[4, 2, 3\], got \[4, 2, 1\]"),
         ({"mask": torch.ones(4, 3)}, r"mask must have sample's rank and broadcast against \[4, 2, 3\], got \[4, 3\]"),
         ({"mask": torch.ones(4, 3, 3)}, r"mask must have sample's rank .* got \[4, 3, 3\]"),
+        (
+            {"mask": torch.tensor([1.0, -0.5, 1.0]).expand(1, 1, 3)},
+            r"mask must be in \[0, inf\], got values in \[-0.5, 1",
+        ),
+        ({"mask": torch.full((4, 1, 1), math.nan)}, "mask must be finite, got NaN"),
         ({"sample": torch.full((4, 2, 3), math.nan)}, "sample must be finite, got NaN"),
         ({"sample": torch.zeros(4)}, "sample must have at least 2 axes"),
     ],
@@ -359,6 +364,38 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], match: str) -> 
 def test_integers_are_no_samples() -> None:
     with pytest.raises(TypeError, match=r"sample must be floating, got torch.int64"):
         DiffusionLoss()(Denoiser(lambda x, t, c: x, SCHEDULE), torch.zeros(4, 2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"uncertainty": 1.0}, "uncertainty must be callable, got float"),
+        ({"levels": 256.0}, "levels must be an int, got 256.0"),
+        ({"levels": True}, "levels must be an int, got True"),
+        ({"delta": None}, "delta must be a number, got None"),
+    ],
+)
+def test_parts_of_another_type_are_refused(arguments: dict[str, object], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        DiffusionLoss(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("denoiser", [nn.Linear(3, 3), lambda x, t, c: x, SCHEDULE, None])
+def test_a_bare_network_is_no_denoiser(denoiser: object) -> None:
+    message = rf"denoiser must be a denoiser such as ld.Denoiser\(network, schedule\), got {type(denoiser).__name__}"
+    with pytest.raises(TypeError, match=message):
+        DiffusionLoss()(denoiser, torch.zeros(4, 2, 3))  # type: ignore[arg-type]
+
+
+def test_a_mask_is_a_tensor() -> None:
+    with pytest.raises(TypeError, match=r"mask must be a torch.Tensor, got list"):
+        DiffusionLoss()(Denoiser(lambda x, t, c: x, SCHEDULE), torch.zeros(4, 2, 3), mask=[1])  # type: ignore[arg-type]
+
+
+def test_a_mask_of_bools_is_one() -> None:
+    mask = torch.tensor([True, False, True]).expand(4, 1, 3)
+    loss = DiffusionLoss()(Denoiser(lambda x, t, c: x, SCHEDULE), torch.zeros(4, 2, 3), mask=mask)
+    assert loss.loss.isfinite()
 
 
 def test_uncertainty_needs_features() -> None:

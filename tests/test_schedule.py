@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -377,7 +379,14 @@ def test_tables_there_and_back() -> None:
         (lambda: NoiseSchedule.linear(0), "num_timesteps must be at least 1"),
         (lambda: NoiseSchedule.flow(shift=0.0), "shift must be positive"),
         (lambda: NoiseSchedule.cosine(max_beta=2.0), "max_beta must be in"),
-        (lambda: NoiseSchedule.edm(1.0, 0.5), "sigma_max > sigma_min"),
+        (lambda: NoiseSchedule.edm(1.0, 0.5), "sigma_max must be above sigma_min=1.0, got 0.5"),
+        (lambda: NoiseSchedule.edm(sigma_max=math.nan), "sigma_max must be positive, got nan"),
+        (lambda: NoiseSchedule.edm(num_timesteps=1), "num_timesteps must be at least 2, got 1"),
+        (lambda: NoiseSchedule("variance_exploding", 2, (math.nan, 1.0)), "noise levels must be .* strictly rising"),
+        (lambda: NoiseSchedule.cosine(offset=-0.1), "offset must be at least 0 and finite, got -0.1"),
+        (lambda: NoiseSchedule.sigmoid(start=3.0), "start must be below end, both finite, got start=3.0 and end=3.0"),
+        (lambda: NoiseSchedule.sigmoid(tau=0.0), "tau must be positive, got 0.0"),
+        (lambda: NoiseSchedule.linear().timestep(math.nan), "log_snr must be a number, got NaN"),
         (lambda: NoiseSchedule.edm().zero_terminal_snr(), "has no zero terminal SNR"),
         (lambda: NoiseSchedule.linear().alpha(torch.tensor([1000])), r"t must be in \[-1, 999\]"),
         (lambda: NoiseSchedule.linear().alpha(-1.5), r"t must be in \[-1, 999\]"),
@@ -388,3 +397,61 @@ def test_bad_schedules_are_refused(make: object, match: str) -> None:
     assert callable(make)
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: NoiseSchedule.linear(1.5), "num_timesteps must be an int, got 1.5"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.cosine(10.0), "num_timesteps must be an int, got 10.0"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.sigmoid("10"), "num_timesteps must be an int, got '10'"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.flow(10.0), "num_timesteps must be an int, got 10.0"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.flow(True), "num_timesteps must be an int, got True"),
+        (lambda: NoiseSchedule.edm(num_timesteps=9.0), "num_timesteps must be an int"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.edm("1"), "sigma_min must be a number, got '1'"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.linear().shifted(None), "shift must be a number, got None"),  # type: ignore[arg-type]
+        (lambda: NoiseSchedule.linear().shifted(True), "shift must be a number, got True"),
+        (lambda: NoiseSchedule.linear().shifted([2]), "shift must be a number, got list"),  # type: ignore[arg-type]
+    ],
+)
+def test_values_of_another_type_are_refused(make: Callable[[], object], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    schedule = NoiseSchedule.flow(np.int64(7)).shifted(np.float32(2))  # type: ignore[arg-type]
+    assert schedule == NoiseSchedule.flow(7, shift=2.0)
+    assert json.loads(json.dumps(schedule.config)) == schedule.config
+
+
+x, last = torch.zeros(2, 3, 5), torch.tensor([4, 6])
+
+
+@pytest.mark.parametrize(
+    ("step", "match"),
+    [
+        (lambda s: s.posterior(x, x, 3, 5), "next_t must be at most t, got next_t=5 and t=3"),
+        (lambda s: s.posterior(x, x, last, torch.tensor([4, 7])), "next_t must be at most t, got next_t=7 and t=6"),
+        (lambda s: s.transition(x, 5, 3), "t must be at most next_t, got t=5 and next_t=3"),
+        (lambda s: s.transition(x, last, 5.5), "t must be at most next_t, got t=6 and next_t=5.5"),
+        (lambda s: s.posterior(x, x[:1], last), r"noisy must have sample's shape \[2, 3, 5\], got \[1, 3, 5\]"),
+        (lambda s: s.posterior(x, x, torch.ones(3)), r"^t must have shape \[\] or \[2\], .*\[2, 3, 5\], got \[3\]"),
+        (lambda s: s.posterior(x, x, 5, torch.ones(3)), r"next_t must have shape \[\] or \[2\], .* got \[3\]"),
+        (lambda s: s.transition(x, torch.ones(2, 1), 9), r"^t must have shape \[\] or \[2\], .* got \[2, 1\]"),
+        (lambda s: s.transition(x, 3, torch.ones(1)), r"next_t must have shape \[\] or \[2\], .* got \[1\]"),
+    ],
+)
+@pytest.mark.parametrize("schedule", [NoiseSchedule.linear(9), NoiseSchedule.flow(9)])
+def test_steps_that_are_none_are_refused(
+    schedule: NoiseSchedule, step: Callable[[NoiseSchedule], object], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        step(schedule)
+
+
+@every_schedule
+def test_a_step_of_no_length_is_one(schedule: NoiseSchedule) -> None:
+    """The bound of the order: nothing happens, and nothing is refused."""
+    assert (schedule.transition(x, 0, 0).variance == 0).all()
+    assert (schedule.posterior(x, x, 0, 0).variance == 0).all()

@@ -28,6 +28,8 @@ def sqrt_betas(start: float, end: float) -> Tensor:
 
 def cosine_betas(num_timesteps: int, offset: float, max_beta: float) -> Tensor:
     """Alpha-bar a squared cosine, `[T]` (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
+    if not 0 <= offset < math.inf:
+        raise ValueError(f"offset must be at least 0 and finite, got {offset}")
     u = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
     alphas_cumprod = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
     return _bounded(alphas_cumprod, max_beta)
@@ -35,6 +37,10 @@ def cosine_betas(num_timesteps: int, offset: float, max_beta: float) -> Tensor:
 
 def sigmoid_betas(num_timesteps: int, start: float, end: float, tau: float, max_beta: float) -> Tensor:
     """Alpha-bar a logistic curve, `[T]` (Jabri et al. 2022, arXiv 2212.11972, alg. 1)."""
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau must be positive, got {tau}")
+    if not -math.inf < start < end < math.inf:
+        raise ValueError(f"start must be below end, both finite, got start={start} and end={end}")
     u = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
     curve = torch.sigmoid(-(start + u * (end - start)) / tau)
     return _bounded((curve - curve[-1]) / (curve[0] - curve[-1]), max_beta)
@@ -46,8 +52,6 @@ def resample_betas(betas: Tensor, num_timesteps: int) -> Tensor:
     Log alpha-bar, 0 before the first step, is interpolated linearly in the fraction of the way; both ends stay, so that
     the terminal signal-to-noise ratio does not depend on the number of steps. For many steps beta scales with 1 / T.
     """
-    if num_timesteps < 1:
-        raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}")
     if num_timesteps == len(betas):
         return betas
     curve = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), torch.log1p(-betas).cumsum(0)])

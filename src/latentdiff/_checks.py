@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Final
 
 import torch
@@ -68,10 +69,38 @@ def check_positive(name: str, value: float) -> None:
     """Require a finite number above zero.
 
     Raises:
-        ValueError: If it is not.
+        TypeError: If `value` is no number; a bool counts as none.
+        ValueError: If it is not positive and finite.
     """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Require a whole number, of Python or numpy, of at least `least`.
+
+    Raises:
+        TypeError: If `value` is no int; a bool counts as none.
+        ValueError: If it is less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {_shown(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_times(name: str, t: Tensor, x: Tensor) -> None:
+    """Require one time for the batch of `x` `[batch, ...]`, `[]`, or one for each sample, `[batch]`.
+
+    Raises:
+        ValueError: If `t` has another shape.
+    """
+    if t.ndim and t.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape [] or [{x.shape[0]}], the batch of {list(x.shape)}, got {list(t.shape)}"
+        )
 
 
 def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
@@ -92,6 +121,23 @@ def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
     raise ValueError(f"{name} must be in [{low:g}, {high:g}], got values in [{least:g}, {most:g}]")
 
 
+def check_order(low_name: str, low: Tensor, high_name: str, high: Tensor) -> None:
+    """Require low <= high, both of the same shape; looked at as in `check_range`.
+
+    Raises:
+        ValueError: If a pair is in the wrong order.
+    """
+    if torch.compiler.is_compiling() or low.device.type != "cpu":
+        return
+    wrong = (low > high).nonzero()
+    if len(wrong):
+        first = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"{low_name} must be at most {high_name}, got {low_name}={low[first].item():g} and "
+            f"{high_name}={high[first].item():g}"
+        )
+
+
 def like(scale: Tensor | float, x: Tensor) -> Tensor | float:
     """`scale` of shape `[]` or `[batch]`, shaped and typed so that it multiplies `x` `[batch, ...]` by sample."""
     if not isinstance(scale, Tensor):
@@ -105,6 +151,22 @@ def like(scale: Tensor | float, x: Tensor) -> Tensor | float:
     return scale.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def batch_times(name: str, t: Tensor | float, x: Tensor) -> Tensor:
+    """`t`, `[]`, `[batch]` or a number, as float64 `[batch]` on the device of `x` `[batch, ...]`; checked.
+
+    A number is not copied there: a device need not wait.
+    """
+    if not isinstance(t, Tensor):
+        return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+    check_times(name, t, x)
+    return t.to(x.device, torch.float64).expand(len(x))
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which the arithmetic of diffusion is done: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def _shown(value: object) -> str:
+    """A short value as it is written, of others the type."""
+    return repr(value) if isinstance(value, bool | int | float | str | None) else type(value).__name__

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_positive, like
+from latentdiff._checks import batch_times, check_choice, check_floating, check_positive, check_times, like
 from latentdiff._denoised import Denoised
 from latentdiff._prediction import PREDICTIONS, denoised_from_prediction, edm_input_scale, edm_input_time
 from latentdiff._schedule import NoiseSchedule
@@ -44,6 +44,7 @@ class Denoiser:
     Raises:
         ValueError: If there is no such prediction or variance, or epsilon is to be predicted from pure noise (alpha = 0
             at the last time: the noise then says nothing about the sample).
+        TypeError: If the network is not callable, or the schedule none of this library.
     """
 
     network: Network
@@ -53,6 +54,10 @@ class Denoiser:
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
+        if not callable(self.network):
+            raise TypeError(f"network must be callable, got {type(self.network).__name__}")
+        if not isinstance(self.schedule, NoiseSchedule):
+            raise TypeError(f"schedule must be a NoiseSchedule, got {type(self.schedule).__name__}")
         check_choice("prediction", self.prediction, PREDICTIONS)
         check_choice("variance", self.variance, (None, *VARIANCES))
         check_positive("sigma_data", self.sigma_data)
@@ -76,8 +81,12 @@ class Denoiser:
             shaped like `x_t` if it is learned.
 
         Raises:
-            ValueError: If the network answers in another shape.
+            ValueError: If the network answers in another shape, or `t` does not fit the batch or is out of range.
+            TypeError: If `x_t` is not floating, or the network answers with something else than a tensor.
         """
+        check_floating("x_t", x_t)
+        if isinstance(t, Tensor):
+            check_times("t", t, x_t)
         alpha, sigma = self.schedule.scales(t) if isinstance(t, Tensor) else self.schedule.point(float(t))[1:]
         output, log_variance = self._split(self._ask(x_t, t, alpha, sigma, condition), x_t, t)
         denoised = denoised_from_prediction(self.prediction, output.to(x_t.dtype), x_t, alpha, sigma, self.sigma_data)
@@ -98,6 +107,11 @@ class Denoiser:
         return output
 
     def _check_output(self, x: Latents, output: Tensor) -> None:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"network must answer with a tensor, got {type(output).__name__}; wrap it, "
+                "e.g. lambda x, t, c: net(x, t).sample"
+            )
         given, got = list(x.shape), list(output.shape)
         twice = [*given[:1], *(2 * channels for channels in given[1:2]), *given[2:]]
         if self.variance in ("learned", "learned_range"):
@@ -117,7 +131,7 @@ class Denoiser:
         if self.variance == "learned":
             prediction, log_variance = output.chunk(2, dim=1)
             return prediction, log_variance.double()
-        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(len(x_t))
+        time = batch_times("t", t, x_t)
         low, high = (one.reshape(-1, *(1,) * (x_t.ndim - 1)) for one in self.schedule.reverse_log_variances(time))
         if self.variance == "learned_range":
             prediction, v = output.chunk(2, dim=1)

@@ -33,7 +33,7 @@ from latentdiff._beta_tables import (
     sigmoid_betas,
     sqrt_betas,
 )
-from latentdiff._checks import check_choice, check_positive, like, working_dtype
+from latentdiff._checks import batch_times, check_choice, check_count, check_order, check_positive, like, working_dtype
 from latentdiff._distributions import Gaussian
 from latentdiff._log_snr_table import interpolate, invert
 from latentdiff._typing import JSON, Latents
@@ -77,6 +77,7 @@ class NoiseSchedule:
 
     Raises:
         ValueError: If the table is empty, not monotone, or out of range.
+        TypeError: If `num_timesteps` is no int.
     """
 
     frame: Frame
@@ -87,8 +88,7 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         check_choice("frame", self.frame, FRAMES)
         check_positive("shift", self.shift)
-        if self.num_timesteps < 1:
-            raise ValueError(f"num_timesteps must be at least 1, got {self.num_timesteps}")
+        check_count("num_timesteps", self.num_timesteps)
         if len(self.table) != (0 if self.frame == "flow" else self.num_timesteps):
             raise ValueError(f"a table must have num_timesteps={self.num_timesteps} entries, got {len(self.table)}")
         if self.frame == "variance_preserving" and not all(0 < beta <= 1 for beta in self.table):
@@ -97,7 +97,7 @@ class NoiseSchedule:
             raise ValueError("only the last of the betas may be 1 (zero terminal SNR)")
         if self.frame == "variance_exploding":
             levels = (0.0, *self.table, math.inf)
-            if any(a >= b for a, b in pairwise(levels)):
+            if not all(a < b for a, b in pairwise(levels)):
                 raise ValueError("noise levels must be positive, finite and strictly rising")
 
     # Made from formulas of the literature
@@ -113,6 +113,7 @@ class NoiseSchedule:
             beta_start: First beta of 1000 steps, in (0, 1).
             beta_end: Last beta of 1000 steps, in (0, 1).
         """
+        check_count("num_timesteps", num_timesteps)
         return cls.from_betas(resample_betas(linear_betas(beta_start, beta_end), num_timesteps))
 
     @classmethod
@@ -126,6 +127,7 @@ class NoiseSchedule:
             beta_start: First beta of 1000 steps, in (0, 1).
             beta_end: Last beta of 1000 steps, in (0, 1).
         """
+        check_count("num_timesteps", num_timesteps)
         return cls.from_betas(resample_betas(scaled_linear_betas(beta_start, beta_end), num_timesteps))
 
     @classmethod
@@ -148,6 +150,7 @@ class NoiseSchedule:
             beta_start: Square of the first beta of 1000 steps, in (0, 1).
             beta_end: Square of the last beta of 1000 steps, in (0, 1).
         """
+        check_count("num_timesteps", num_timesteps)
         return cls.from_betas(resample_betas(sqrt_betas(beta_start, beta_end), num_timesteps))
 
     @classmethod
@@ -159,6 +162,7 @@ class NoiseSchedule:
             offset: The paper's s, at least 0.
             max_beta: Bound of beta, in (0, 1]; 1 gives zero terminal SNR.
         """
+        check_count("num_timesteps", num_timesteps)
         return cls.from_betas(cosine_betas(num_timesteps, offset, max_beta))
 
     @classmethod
@@ -174,6 +178,7 @@ class NoiseSchedule:
             tau: Width of the curve, positive.
             max_beta: Bound of beta, in (0, 1].
         """
+        check_count("num_timesteps", num_timesteps)
         return cls.from_betas(sigmoid_betas(num_timesteps, start, end, tau, max_beta))
 
     @classmethod
@@ -196,11 +201,10 @@ class NoiseSchedule:
             num_timesteps: T, at least 2; times between the whole ones are as good.
         """
         check_positive("sigma_min", sigma_min)
-        if num_timesteps < 2 or sigma_max <= sigma_min:
-            raise ValueError(
-                f"edm must have num_timesteps >= 2 and sigma_max > sigma_min, got {num_timesteps}, "
-                f"{sigma_max}, {sigma_min}"
-            )
+        check_positive("sigma_max", sigma_max)
+        check_count("num_timesteps", num_timesteps, least=2)
+        if not sigma_min < sigma_max:
+            raise ValueError(f"sigma_max must be above sigma_min={sigma_min}, got {sigma_max}")
         rate = math.log(sigma_max / sigma_min) / (num_timesteps - 1)
         levels = (sigma_min * math.exp(rate * i) for i in range(num_timesteps - 1))
         return cls("variance_exploding", num_timesteps, (*levels, float(sigma_max)))
@@ -293,8 +297,8 @@ class NoiseSchedule:
     @property
     def config(self) -> dict[str, JSON]:
         """The arguments that build this schedule again."""
-        shared: dict[str, JSON] = {"frame": self.frame, "num_timesteps": self.num_timesteps}
-        return shared | ({"shift": self.shift} if self.frame == "flow" else {"table": list(self.table)})
+        shared: dict[str, JSON] = {"frame": self.frame, "num_timesteps": int(self.num_timesteps)}
+        return shared | ({"shift": float(self.shift)} if self.frame == "flow" else {"table": list(self.table)})
 
     @classmethod
     def from_config(cls, config: Mapping[str, JSON]) -> NoiseSchedule:
@@ -370,8 +374,13 @@ class NoiseSchedule:
 
         Returns:
             float64 in -1 ... T - 1, same shape and device; a number for a number.
+
+        Raises:
+            ValueError: If a number is NaN.
         """
         if not isinstance(log_snr, Tensor):
+            if math.isnan(log_snr):
+                raise ValueError("log_snr must be a number, got NaN")
             return float(self.timestep(torch.tensor(log_snr, dtype=torch.float64, device="cpu")))
         return self._timestep(log_snr.to(torch.float64))
 
@@ -414,9 +423,12 @@ class NoiseSchedule:
 
         Returns:
             `mean` like `noisy`, `variance` `[batch, 1, ...]` (float64).
+
+        Raises:
+            ValueError: If the times do not fit the batch, are out of range or in the wrong order (both on the CPU).
         """
-        given = (torch.as_tensor(time, dtype=torch.float64, device=noisy.device) for time in (t, next_t))
-        start, end = (time.expand(len(noisy)) for time in given)
+        start, end = batch_times("t", t, noisy), batch_times("next_t", next_t, noisy)
+        check_order("t", start, "next_t", end)
         (alpha_s, _), (alpha_t, sigma_t) = self.scales(start), self.scales(end)
         kept = torch.where(alpha_s > 0, alpha_t / alpha_s, 1.0)
         added = -torch.expm1((self.log_snr(end) - self.log_snr(start)).nan_to_num(0.0, neginf=-torch.inf))
@@ -440,9 +452,15 @@ class NoiseSchedule:
 
         Returns:
             `mean` like `sample`, `variance` `[batch, 1, ...]` (float64).
+
+        Raises:
+            ValueError: If the shapes differ, or as for `transition`.
         """
-        t = torch.as_tensor(t, dtype=torch.float64, device=sample.device).expand(sample.shape[0])
-        s = t - 1 if next_t is None else torch.as_tensor(next_t, dtype=torch.float64, device=t.device).expand_as(t)
+        if noisy.shape != sample.shape:
+            raise ValueError(f"noisy must have sample's shape {list(sample.shape)}, got {list(noisy.shape)}")
+        t = batch_times("t", t, sample)
+        s = t - 1 if next_t is None else batch_times("next_t", next_t, sample)
+        check_order("next_t", s, "t", t)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.scales(t), self.scales(s.clamp(min=-1))
         transition = torch.where(alpha_s > 0, alpha_t / alpha_s, 1.0)  # alpha_t|s, and below r / transition
         kept = transition * (sigma_s / sigma_t).nan_to_num(0.0).square()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentdiff._checks import (
     check_choice,
+    check_count,
     check_floating,
     check_positive,
     check_range,
@@ -98,6 +99,7 @@ class DiffusionLoss:
 
     Raises:
         ValueError: If a name is unknown or a number is out of range.
+        TypeError: If `uncertainty` is not callable, or `levels` no int.
     """
 
     weighting: Weighting | WeightingName = "uniform"
@@ -121,8 +123,10 @@ class DiffusionLoss:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {value}")
-        if self.levels is not None and self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        if self.uncertainty is not None and not callable(self.uncertainty):
+            raise TypeError(f"uncertainty must be callable, got {type(self.uncertainty).__name__}")
+        if self.levels is not None:
+            check_count("levels", self.levels, least=2)
 
     def __call__(
         self,
@@ -152,10 +156,11 @@ class DiffusionLoss:
             The loss, in float32 at least, also under autocast.
 
         Raises:
-            ValueError: If a shape does not fit, `sample` holds values that are not numbers (looked at on the CPU
-                only), or there is a `vlb_weight` but the denoiser knows no variance.
-            TypeError: If `sample` is not floating.
+            ValueError: If a shape does not fit, `sample` holds values that are not numbers or `mask` negative ones
+                (looked at on the CPU only), or there is a `vlb_weight` but the denoiser knows no variance.
+            TypeError: If `sample` is not floating, or `denoiser` has no schedule, as a bare network.
         """
+        _check_denoiser(denoiser)
         check_floating("sample", sample)
         check_shape("sample", sample, "batch channels ...")
         check_range("sample", sample, -math.inf, math.inf)
@@ -252,8 +257,19 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values.flatten(1) * weight).sum(1) / torch.where(total > 0, total, 1.0)
 
 
+def _check_denoiser(denoiser: Denoise) -> None:
+    if not isinstance(getattr(denoiser, "schedule", None), NoiseSchedule):
+        raise TypeError(
+            "denoiser must be a denoiser such as ld.Denoiser(network, schedule), got "
+            f"{type(denoiser).__name__} without a schedule"
+        )
+
+
 def _check_mask(mask: Tensor, sample: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
     if mask.ndim != sample.ndim or any(a not in (1, b) for a, b in zip(mask.shape, sample.shape, strict=True)):
         raise ValueError(
             f"mask must have sample's rank and broadcast against {list(sample.shape)}, got {list(mask.shape)}"
         )
+    check_range("mask", mask, 0, math.inf)
