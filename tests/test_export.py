@@ -164,8 +164,6 @@ def test_an_exported_dit_takes_sizes_of_its_kind(even: bool) -> None:
 def test_an_exported_decoder_takes_other_batches_and_sizes(
     options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "vq" in str(locals()):
-        pytest.xfail("known fault: the number of vectors is fixed in an exported vq decoder")
     # What would be searched in parts, had the number of parts not to be the same for all sizes.
     monkeypatch.setattr(latentdiff._codebook, "SEARCH_ELEMENTS_ELSEWHERE", 100)
     decode = decoder(**options)
