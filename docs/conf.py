@@ -43,7 +43,11 @@ autodoc_type_aliases = {
     name: f"latentdiff._typing.{name}"
     for name in ("Images", "Latents", "Tokens", "Times", "JSON", "Prediction", "SpatialDims", "Generator")
 }
-autodoc_type_aliases |= {"Network": "latentdiff._denoiser.Network", "Posterior": "latentdiff._distributions.Posterior"}
+autodoc_type_aliases |= {
+    "Network": "latentdiff._denoiser.Network",
+    "Posterior": "latentdiff._distributions.Posterior",
+    "Variance": "latentdiff._denoiser.Variance",
+}
 autodoc_type_aliases |= {
     "Scale": "latentdiff.guidance._base.Scale",
     "LogProb": "latentdiff.guidance._classifier.LogProb",

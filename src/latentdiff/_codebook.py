@@ -24,9 +24,6 @@ SMALLEST_SIZE: Final = 1e-5
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     r"""The index of the code nearest to each vector.
 
-    Squared distances are computed in float64 (float32 on devices without it) and compared as float32; of equals the
-    lowest index wins. So the result depends neither on chunks and batches nor on autocast. Beside inputs and output,
-    12 bytes are held for each of at most 2 ** 18 distances on a CPU (3 MiB), 2 ** 24 elsewhere (192 MiB), or for one
     \(\lVert e \rVert^2 / 2 - \langle z, e \rangle\), half the squared distance but for a constant, is computed in
     float64 (float32 on devices without it) about the centre of the codes, and compared as float32; of equals the
     lowest index wins. So the result depends neither on chunks and batches nor on autocast.

@@ -20,6 +20,8 @@ Network: TypeAlias = Callable[[Tensor, Tensor, object], Tensor]
 where variances are learned, with twice its channels."""
 
 Variance: TypeAlias = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+"""What is known of the variance of the reverse step."""
+
 VARIANCES: Final[tuple[Variance, ...]] = get_args(Variance)
 
 

@@ -159,7 +159,7 @@ def code_use(indices: Tensor, codebook_size: int, dtype: torch.dtype) -> tuple[T
     ordered = indices.flatten().sort().values
     last = torch.searchsorted(ordered, ordered, right=True)
     counts = last - torch.searchsorted(ordered, ordered)
-    perplexity = len(ordered) / counts.to(dtype).log().mean().exp()
+    perplexity = ordered.numel() / counts.to(dtype).log().mean().exp()
     distinct = 1 + (ordered[1:] != ordered[:-1]).sum()
     return perplexity, distinct.to(dtype) / codebook_size
 
