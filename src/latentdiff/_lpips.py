@@ -56,8 +56,8 @@ class LPIPS(Module):
     def __init__(self) -> None:
         """Build the network, with random weights."""
         super().__init__()
-        self.scaling_layer = _ScalingLayer()
-        self.net = _Features()
+        self.scaling_layer: nn.Module = _ScalingLayer()
+        self.net: _Features = _Features()
         for stage, widths in enumerate(WIDTHS):
             self.add_module(f"lin{stage}", _Head(widths[-1]))
         self.requires_grad_(False)

@@ -53,7 +53,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.levels: tuple[int, ...] = tuple(levels)
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"levels must be at least 2, one number for each channel, got {self.levels}")
-        self.dim = len(self.levels)
+        self.dim: int = len(self.levels)
         self.codebook_size: int = math.prod(self.levels)
         if self.codebook_size >= 2**63:
             raise ValueError(f"levels must make fewer than 2 ** 63 codes, got {self.codebook_size}")

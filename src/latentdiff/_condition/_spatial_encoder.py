@@ -105,7 +105,7 @@ class SpatialEncoder(ConditionEncoder):
         self.resize: Resize = resize
         self.bias = bias
         self.has_mask = has_mask
-        self.mask_range = (mask_range[0], mask_range[1])
+        self.mask_range: tuple[float, float] = (mask_range[0], mask_range[1])
         self.max_noise_level = max_noise_level
         self.embedding_dim = embedding_dim
         self.spatial_dims: SpatialDims = spatial_dims

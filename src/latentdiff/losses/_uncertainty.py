@@ -42,8 +42,8 @@ class Uncertainty(Module):
         self.dim = dim
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(dim))
         self.register_buffer("phases", 2 * math.pi * torch.rand(dim))
-        self.weight = nn.Parameter(torch.zeros(dim))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.weight: nn.Parameter = nn.Parameter(torch.zeros(dim))
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(()))
 
     def forward(self, log_snr: Tensor) -> Tensor:
         """u at a log SNR.
