@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentdiff import VectorQuantizer, _codebook
 from latentdiff._codebook import CodebookAverage, k_means, nearest_codes
-from latentdiff._quantized import CodeGradient, _code_use_by_counts, code_use, pass_gradient
+from latentdiff._quantized import CodeGradient, code_use, pass_gradient
 
 SEEDS = st.integers(0, 2**31 - 1)
 SHAPES = [(2, 3), (2, 3, 7), (2, 3, 5, 4), (2, 3, 4, 5, 6)]
@@ -504,7 +504,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 40), codes=st.integers(1, 9))
-def test_use_counted_for_export_is_the_use_counted_otherwise(seed: int, count: int, codes: int) -> None:
+def test_perplexity_and_usage_are_those_of_the_histogram(seed: int, count: int, codes: int) -> None:
     indices = torch.randint(codes, (count,), generator=torch.Generator().manual_seed(seed))
-    got, want = (one(indices, codes, torch.float64) for one in (_code_use_by_counts, code_use))
-    torch.testing.assert_close(got, want)
+    shares = torch.bincount(indices, minlength=codes).double() / count
+    perplexity, usage = code_use(indices, codes, torch.float64)
+    assert perplexity.item() == pytest.approx(torch.special.entr(shares).sum().exp().item())
+    assert usage.item() == pytest.approx((shares > 0).double().mean().item())

@@ -156,23 +156,13 @@ def code_use(indices: Tensor, codebook_size: int, dtype: torch.dtype) -> tuple[T
     Returns:
         \(\exp\) of the entropy, and the fraction of the codes that is used, `[]` each.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling() and codebook_size <= 2**20:
-        return _code_use_by_counts(indices, codebook_size, dtype)
     ordered = indices.flatten().sort().values
-    last = torch.searchsorted(ordered, ordered, right=True)
-    counts = last - torch.searchsorted(ordered, ordered)
+    group = (ordered != torch.cat([ordered[:1], ordered[:-1]])).cumsum(0)  # 0 for the least index found, 1 for the next
+    sizes = torch.zeros_like(group).scatter_add(0, group, torch.ones_like(group))
+    counts = sizes.gather(0, group)
     perplexity = ordered.numel() / counts.to(dtype).log().mean().exp()
-    distinct = 1 + (ordered[1:] != ordered[:-1]).sum()
+    distinct = (sizes > 0).sum()
     return perplexity, distinct.to(dtype) / codebook_size
-
-
-def _code_use_by_counts(indices: Tensor, codebook_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`code_use` for a graph that is exported, in operations that ONNX has; memory grows with the codes."""
-    counts = torch.zeros(codebook_size, dtype=dtype, device=indices.device)
-    counts = counts.index_add(0, indices.flatten(), torch.ones_like(indices.flatten(), dtype=dtype))
-    shares = counts / indices.numel()
-    entropy = -(shares * shares.clamp(min=torch.finfo(dtype).tiny).log()).sum()
-    return entropy.exp(), (counts > 0).to(dtype).mean()
 
 
 def check_indices(indices: Tensor, pattern: str, codebook_size: int, **sizes: int) -> None:
