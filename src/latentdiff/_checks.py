@@ -148,7 +148,12 @@ def like(scale: Tensor | float, x: Tensor) -> Tensor | float:
         raise ValueError(
             f"a scale must have shape [] or [{x.shape[0]}], the batch of {list(x.shape)}, got {list(scale.shape)}"
         )
-    return scale.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return by_sample(scale.to(x.dtype), x)
+
+
+def by_sample(values: Tensor, x: Tensor) -> Tensor:
+    """`values` `[batch]` with further axes of size 1, so that they meet the samples of `x` `[batch, ...]`."""
+    return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def batch_times(name: str, t: Tensor | float, x: Tensor) -> Tensor:

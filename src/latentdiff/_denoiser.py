@@ -9,7 +9,15 @@ from typing import Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import batch_times, check_choice, check_floating, check_positive, check_times, like
+from latentdiff._checks import (
+    batch_times,
+    by_sample,
+    check_choice,
+    check_floating,
+    check_positive,
+    check_times,
+    like,
+)
 from latentdiff._denoised import Denoised
 from latentdiff._prediction import PREDICTIONS, denoised_from_prediction, edm_input_scale, edm_input_time
 from latentdiff._schedule import NoiseSchedule
@@ -134,7 +142,7 @@ class Denoiser:
             prediction, log_variance = output.chunk(2, dim=1)
             return prediction, log_variance.double()
         time = batch_times("t", t, x_t)
-        low, high = (one.reshape(-1, *(1,) * (x_t.ndim - 1)) for one in self.schedule.reverse_log_variances(time))
+        low, high = (by_sample(one, x_t) for one in self.schedule.reverse_log_variances(time))
         if self.variance == "learned_range":
             prediction, v = output.chunk(2, dim=1)
             share = (v.double() + 1) / 2

@@ -24,6 +24,7 @@ import math
 import torch
 from torch import Tensor
 
+from latentdiff._checks import batch_times, by_sample
 from latentdiff._denoised import Denoised
 from latentdiff._distributions import Gaussian
 from latentdiff._schedule import NoiseSchedule
@@ -46,10 +47,9 @@ def reverse_step(schedule: NoiseSchedule, denoised: Denoised, x_t: Latents, t: T
     mean = schedule.posterior(denoised.sample, x_t, t).mean
     log_variance = denoised.log_variance
     if log_variance is None:
-        time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(len(x_t))
-        log_variance = schedule.reverse_log_variances(time)[1]
+        log_variance = schedule.reverse_log_variances(batch_times("t", t, x_t))[1]
     if log_variance.ndim == 1:
-        log_variance = log_variance.reshape(-1, *(1,) * (x_t.ndim - 1))
+        log_variance = by_sample(log_variance, x_t)
     return Gaussian(mean, log_variance.double().exp())
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
-from latentdiff._checks import check_shape
+from latentdiff._checks import by_sample, check_shape
 from latentdiff._typing import Tokens
 
 
@@ -139,7 +139,7 @@ class Condition:
             raise ValueError(f"other must have the same batch of {len(self)}, got {len(other)}")
         check_shape("keep", keep, "batch", batch=len(self))
         one, two = self._alike(other)
-        return Condition(**{name: torch.where(_spread(keep, one[name]), one[name], two[name]) for name in one})
+        return Condition(**{name: torch.where(by_sample(keep, one[name]), one[name], two[name]) for name in one})
 
     def _parts(self) -> dict[str, Tensor]:
         """The parts that are there, by name."""
@@ -180,11 +180,6 @@ def visible(context: Tokens, mask: Tensor | None) -> Tensor:
     if mask is not None:
         return mask
     return torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
-
-
-def _spread(keep: Tensor, part: Tensor) -> Tensor:
-    """`keep` `[batch]` with further axes of size 1, so that it selects samples of `part` `[batch, ...]`."""
-    return keep.reshape(-1, *(1,) * (part.ndim - 1))
 
 
 # `torch.export` and whoever else looks for tensors inside of arguments is told where they are. The mask goes first, as

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from latentdiff._checks import like, working_dtype
+from latentdiff._checks import by_sample, like, working_dtype
 from latentdiff._denoised import Denoise, Denoised
 from latentdiff._schedule import NoiseSchedule
 from latentdiff._typing import Latents, Times
@@ -127,7 +127,7 @@ def with_sample(denoised: Denoised, sample: Tensor, t: Times, schedule: NoiseSch
     else:
         is_clean = sigma == 0
         ratio = torch.where(is_clean, 0.0, alpha / torch.where(is_clean, 1.0, sigma))
-        is_clean = is_clean.reshape(-1, *(1,) * (sample.ndim - 1)) if is_clean.ndim else is_clean
+        is_clean = by_sample(is_clean, sample) if is_clean.ndim else is_clean
         sample = torch.where(is_clean, denoised.sample, sample)
     lost = (denoised.sample - sample).to(working_dtype(sample.dtype))
     noise = denoised.noise + like(ratio, lost) * lost

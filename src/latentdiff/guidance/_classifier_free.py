@@ -98,8 +98,7 @@ def both(
     if joined is None:
         return denoiser(x_t, t, condition), denoiser(x_t, t, negative)
     twice_t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-    first, second = _halves(denoiser(torch.cat([x_t, x_t]), twice_t, joined))
-    return first, second
+    return _halves(denoiser(torch.cat([x_t, x_t]), twice_t, joined))
 
 
 def _holds_condition(denoiser: Denoise) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentdiff._checks import (
+    by_sample,
     check_choice,
     check_count,
     check_floating,
@@ -232,7 +233,7 @@ class DiffusionLoss:
         is_last = t <= 0
         # some other time in place of the last one, whose divergence is infinite and would spoil the gradient
         step = step_kl(schedule, sample, held, x_t, torch.where(is_last, schedule.num_timesteps - 1, t))
-        return torch.where(is_last.reshape(-1, *(1,) * (sample.ndim - 1)), decoder, step)
+        return torch.where(by_sample(is_last, sample), decoder, step)
 
 
 def _weighted_error(

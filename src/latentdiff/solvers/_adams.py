@@ -43,6 +43,12 @@ def nodes_of(history: History, now: Point, to: Point, coordinate: Callable[[Poin
     return [(coordinate(point) - start) / length for point, _ in history]
 
 
+def integral(history: History, nodes: list[float], moments: list[float], scale: float) -> list[tuple[float, Tensor]]:
+    """`scale` times the integral of the polynomial through the estimates, as terms of a weighted sum."""
+    weights = lagrange_weights(nodes, moments)
+    return [(scale * weight, estimate) for weight, (_, estimate) in zip(weights, history, strict=True)]
+
+
 def check_order(name: str, order: int) -> None:
     """Require an order from 1 to 4.
 
@@ -78,9 +84,8 @@ class LMS(Solver):
             return Stepped(straight(denoised, to), denoised)
         history = ((now, denoised.noise), *remembered(state))[: self.order]
         nodes = nodes_of(history, now, to, lambda point: point.noise_level)
-        weights = lagrange_weights(nodes, [1 / (m + 1) for m in range(len(nodes))])
         length = to.sigma - to.alpha * now.noise_level
-        terms = ((length * weight, noise) for weight, (_, noise) in zip(weights, history, strict=True))
+        terms = integral(history, nodes, [1 / (m + 1) for m in range(len(nodes))], length)
         return Stepped(weighted_sum((to.alpha / now.alpha, x), *terms), denoised, history)
 
 
@@ -111,8 +116,8 @@ class DEIS(Solver):
         history = ((now, denoised.noise), *remembered(state))[: self.order]
         nodes = nodes_of(history, now, to, lambda point: point.half_log_snr)
         h = to.half_log_snr - now.half_log_snr
-        weights = lagrange_weights(nodes, exponential_moments(-h, len(nodes)))  # e^(-h u) = e^(-h) e^(h (1 - u))
-        terms = ((-to.sigma * h * weight, noise) for weight, (_, noise) in zip(weights, history, strict=True))
+        moments = exponential_moments(-h, len(nodes))  # e^(-h u) = e^(-h) e^(h (1 - u))
+        terms = integral(history, nodes, moments, -to.sigma * h)
         return Stepped(weighted_sum((to.alpha / now.alpha, x), *terms), denoised, history)
 
 
@@ -135,8 +140,7 @@ class PLMS(Solver):
             return Stepped(straight(denoised, to), denoised)
         history = ((now, denoised.noise), *remembered(state))[:4]
         nodes = nodes_of(history, now, to, lambda point: point.t)
-        weights = lagrange_weights(nodes, [1 / (m + 1) for m in range(len(nodes))])
-        noise = weighted_sum(*zip(weights, (estimate for _, estimate in history), strict=True))
+        noise = weighted_sum(*integral(history, nodes, [1 / (m + 1) for m in range(len(nodes))], 1.0))
         if len(history) == 1 and not is_end(now, to):
             noise = (noise + denoise(straight(denoised, to), to).noise) / 2
         return Stepped(along_noise(x, noise, now, to), denoised, history)

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from latentdiff._checks import check_positive, like
+from latentdiff._checks import by_sample, check_positive, like
 from latentdiff._denoised import Denoised
 from latentdiff._schedule import Point
 from latentdiff._typing import Latents
@@ -96,7 +96,7 @@ class DPMAdaptive(Solver):
             if not factor.isfinite().all():
                 raise RuntimeError(f"denoiser must answer with finite numbers, got others on the way from t = {now.t}")
             is_accepted = (factor >= self.safety) & (remaining > 1e-9)
-            y = torch.where(_by_sample(is_accepted, y), tried.high, y)
+            y = torch.where(by_sample(is_accepted, y), tried.high, y)
             place = torch.where(is_accepted, torch.where(is_last, end, place + h), place)
             # a step cut short by the end says nothing about the next one's size
             size = torch.where((remaining > 1e-9) & ~(is_last & is_accepted), h.abs() * factor, size)
@@ -139,8 +139,3 @@ class DPMAdaptive(Solver):
         schedule = denoise.denoiser.schedule
         t = schedule.timestep(2 * half_log_snr)
         return denoise.denoiser(y * like(schedule.alpha(t), y), t, denoise.condition)
-
-
-def _by_sample(choice: Tensor, x: Tensor) -> Tensor:
-    """`[batch]` as `[batch, 1, ...]`."""
-    return choice.reshape(-1, *(1,) * (x.ndim - 1))

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from latentdiff._checks import check_choice
 from latentdiff._schedule import Point
 from latentdiff._typing import Latents
-from latentdiff.solvers._adams import nodes_of, remembered
+from latentdiff.solvers._adams import integral, nodes_of, remembered
 from latentdiff.solvers._base import (
     FOLLOWING_SAMPLE,
     Ancestral,
@@ -35,7 +35,7 @@ from latentdiff.solvers._base import (
     straight,
     weighted_sum,
 )
-from latentdiff.solvers._weights import exponential_moments, lagrange_weights
+from latentdiff.solvers._weights import exponential_moments
 
 
 def moments_of_sample(k: float, count: int) -> list[float]:
@@ -66,8 +66,7 @@ def _extrapolated(
     h = to.half_log_snr - now.half_log_snr
     exact = moments_of_sample((1 + eta) * h, len(nodes))
     moments = [exact[0] / (m + 1) if f is None else f * exact[m] for m, f in enumerate(factors[: len(nodes)])]
-    weights = lagrange_weights(nodes, moments)
-    terms = ((to.alpha * weight, sample) for weight, (_, sample) in zip(weights, history, strict=True))
+    terms = integral(history, nodes, moments, to.alpha)
     moved = weighted_sum((to.sigma / now.sigma * math.exp(-eta * h), x), *terms)
     fresh = to.sigma * (-math.expm1(-2 * eta * h)) ** 0.5 if eta else 0.0
     return Stepped(renoised(moved, fresh, denoise, now, to), denoised, history)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 from latentdiff._checks import check_choice
 from latentdiff._schedule import Point
 from latentdiff._typing import Latents
-from latentdiff.solvers._adams import History, check_order, nodes_of
+from latentdiff.solvers._adams import History, check_order, integral, nodes_of
 from latentdiff.solvers._base import (
     FOLLOWING_SAMPLE,
     Beginning,
@@ -28,7 +28,6 @@ from latentdiff.solvers._base import (
     weighted_sum,
 )
 from latentdiff.solvers._multistep import moments_of_sample
-from latentdiff.solvers._weights import lagrange_weights
 
 
 class _State(NamedTuple):
@@ -80,6 +79,4 @@ class UniPC(Solver):
         moments = moments_of_sample(h, len(nodes))
         if len(nodes) == 2:
             moments[1] = (moments[0] if self.variant == "bh2" else h) / 2
-        weights = lagrange_weights(nodes, moments)
-        terms = ((to.alpha * weight, sample) for weight, (_, sample) in zip(weights, history, strict=True))
-        return weighted_sum((to.sigma / now.sigma, x), *terms)
+        return weighted_sum((to.sigma / now.sigma, x), *integral(history, nodes, moments, to.alpha))
