@@ -33,6 +33,9 @@ from latentdiff._distributions import DiagonalGaussian as DiagonalGaussian
 from latentdiff._distributions import Gaussian as Gaussian
 from latentdiff._distributions import PointMass as PointMass
 from latentdiff._dit import DiT as DiT
+from latentdiff._doctor import Finding as Finding
+from latentdiff._doctor import Report as Report
+from latentdiff._doctor import doctor as doctor
 from latentdiff._errors import CheckpointError as CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
 from latentdiff._lpips import LPIPS as LPIPS
@@ -53,6 +56,7 @@ from latentdiff._sampler import Step as Step
 from latentdiff._scalar_quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
 from latentdiff._schedule import NoiseSchedule as NoiseSchedule
 from latentdiff._schedule import Point as Point
+from latentdiff._tiled_denoiser import TiledDenoiser as TiledDenoiser
 from latentdiff._tiling import Tiling as Tiling
 from latentdiff._unet import UNet as UNet
 
@@ -87,6 +91,7 @@ __all__ = [
     "Denoiser",
     "DiT",
     "DiagonalGaussian",
+    "Finding",
     "FiniteScalarQuantizer",
     "FrozenEncoder",
     "Gaussian",
@@ -101,11 +106,13 @@ __all__ = [
     "PointMass",
     "Quantized",
     "Quantizer",
+    "Report",
     "ResidualQuantizer",
     "Sampler",
     "SpatialEncoder",
     "Step",
     "TextEncoder",
+    "TiledDenoiser",
     "Tiling",
     "UNet",
     "VectorQuantizer",
@@ -113,6 +120,7 @@ __all__ = [
     "convert_prediction",
     "create",
     "denoised_from_prediction",
+    "doctor",
     "draw_noise",
     "evaluation",
     "export",
