@@ -1,92 +1,49 @@
-"""Decoding an image of 1024 x 1024 points, whole and in pieces, beside diffusers' `AutoencoderKL` with equal weights.
+"""Decode an image of 1024 x 1024 points in pieces against whole: the published decoder with a quarter of its channels.
 
-The decoder is the published one with a quarter of its channels. Seam errors are largest differences from the untiled
-image over its largest value; weights are random, so they say little about a trained model, and that exact pieces have
-none says the same for any. Sizes of pieces are chosen to take no more memory than the peer's tiles.
+Exact pieces give the untiled image; others differ from it at their seams, so that theirs is another function.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
 
-from bench.memory import peak_bytes
-from bench.timing import compare
+from bench.goals import Case, Goal
+from bench.nets import diffusers_autoencoder, inference
+from bench.race import Contestant, race
+from bench.settings import Settings
+from bench.timing import Call
 from latentdiff import Autoencoder, Tiling
 
-CHANNELS = 32
-MULTIPLIERS = (1, 2, 4, 4)
-SIDE = 1024
+GOALS = (
+    Goal("untiled / ours, time", cpu=1 / 1.1, cuda=1 / 1.1),
+    Goal("ours / untiled, memory", cpu=0.25, cuda=0.25, at_most=True),
+)
+SEAMS = "pieces with seams"
 
 
-def pair(device: str) -> tuple[Autoencoder, AutoencoderKL]:
-    """Both models, decoders equal."""
-    own = Autoencoder(base_channels=CHANNELS, channel_multipliers=MULTIPLIERS)
-    levels = len(MULTIPLIERS)
-    peer = AutoencoderKL(
-        block_out_channels=tuple(CHANNELS * multiplier for multiplier in MULTIPLIERS),
-        layers_per_block=2,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        sample_size=SIDE // 2,
-    )
-    state = peer.state_dict()
-    for name, tensor in own.state_dict().items():
-        if name.startswith(("decoder", "post_quant_conv")):
-            state[peer_name(name)] = tensor
-    peer.load_state_dict(state)
-    return own.to(device).eval(), peer.to(device).eval()
+def run(settings: Settings) -> list[Case]:
+    """Exact pieces against the whole, and blended ones against diffusers' tiles."""
+    side, tile = (64, 32) if settings.quick else (1024, 256)
+    autoencoder = Autoencoder(base_channels=32).to(settings.device, settings.dtype).eval()
+    z = torch.randn(1, 4, side // 8, side // 8, device=settings.device).to(settings.dtype)
 
+    def own(size: int | Tiling | None) -> Call:
+        return inference(lambda: autoencoder.decode(z, tile=size))
 
-def peer_name(name: str) -> str:
-    """Diffusers' name of a parameter of our decoder."""
-    for ours, theirs in (
-        ("norm_out", "conv_norm_out"),
-        ("middle.stages.0.block", "mid_block.resnets.0"),
-        ("middle.stages.1.block", "mid_block.resnets.1"),
-        ("middle.stages.0.attention.norm", "mid_block.attentions.0.group_norm"),
-        ("middle.stages.0.attention.to_out", "mid_block.attentions.0.to_out.0"),
-        ("middle.stages.0.attention", "mid_block.attentions.0"),
-        (".up.", ".up_blocks."),
-        (".stages.", ".resnets."),
-        (".block.", "."),
-        (".shortcut.", ".conv_shortcut."),
-        (".resample.", ".upsamplers.0."),
-    ):
-        name = name.replace(ours, theirs)
-    return name
+    def diffusers() -> Call:
+        peer = diffusers_autoencoder(autoencoder)
+        return inference(lambda: peer.decode(z).sample)
 
+    def diffusers_tiled() -> Call:
+        peer = diffusers_autoencoder(autoencoder)
+        peer.enable_tiling()  # type: ignore[operator]
+        return inference(lambda: peer.decode(z).sample)
 
-@torch.no_grad()
-def run(device: str, rounds: int) -> list[dict[str, object]]:
-    """Print a table, and return its rows."""
-    own, peer = pair(device)
-    rounds = min(rounds, 5)  # of many seconds each
-    peer_tiled = copy.deepcopy(peer)
-    peer_tiled.enable_tiling()
-    z = torch.randn(1, 4, SIDE // 8, SIDE // 8, device=device)
-    whole = own.decode(z)
-    torch.testing.assert_close(peer.decode(z).sample, whole, rtol=1e-4, atol=1e-5)
-    calls: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
-        "whole": (lambda: own.decode(z), lambda: peer.decode(z).sample),
-        "exact, 256": (lambda: own.decode(z, tile=256), lambda: peer_tiled.decode(z).sample),
-        "blended, 384": (lambda: own.decode(z, tile=Tiling(384, exact=False)), lambda: peer_tiled.decode(z).sample),
-    }
-    rows: list[dict[str, object]] = []
-    print(f"{'pieces':<13} {'peer / ours (quartiles)':>24} {'ours, s':>8} {'MiB':>16} {'seam error':>20}   ours, peer")
-    for name, (ours, theirs) in calls.items():
-        ratio = compare(ours, theirs, rounds)
-        memory = [peak_bytes(call) / 2**20 for call in (ours, theirs)]
-        errors = [((call() - whole).abs().max() / whole.abs().max()).item() for call in (ours, theirs)]
-        row = {"pieces": name, "ratio": ratio.median, "low": ratio.low, "high": ratio.high, "seconds": ratio.ours}
-        rows.append(row | {"mib": memory[0], "mib_peer": memory[1], "error": errors[0], "error_peer": errors[1]})
-        print(
-            f"{name:<13} {ratio!s:>24} {ratio.ours:>8.2f} {memory[0]:>7.0f} {memory[1]:>8.0f}"
-            f" {errors[0]:>10.1e} {errors[1]:>9.1e}"
-        )
-    return rows
+    contestants = [
+        Contestant("ours", lambda: own(tile)),
+        Contestant("untiled", lambda: own(None)),
+        Contestant("blended", lambda: own(Tiling(tile * 3 // 2, exact=False)), SEAMS),
+        Contestant("diffusers, untiled", diffusers),
+        Contestant("diffusers, tiled", diffusers_tiled, SEAMS),
+    ]
+    return [race(f"{side} x {side}, exact pieces", contestants, settings, goals=GOALS, memory=True)]

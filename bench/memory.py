@@ -59,7 +59,18 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that tensors made by `call` held at once, its result among them."""
+    """The most bytes that tensors made by `call` held at once, its result among them.
+
+    Where torch has a CUDA device and the call uses it, that is what its allocator saw, scratch buffers included.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        if on_device := torch.cuda.max_memory_allocated() - before:
+            return on_device
     with LiveBytes() as counted:
         call()
     return counted.peak

@@ -117,6 +117,31 @@ class LatentDiffusion(Module):
             ValueError: If `y` is given to an unconditional model, or missing for a conditional one.
         """
         latents = self.encode(images, generator)
+        return self.loss_of_latents(latents, y, objective=objective, generator=generator)
+
+    def loss_of_latents(
+        self,
+        latents: Latents,
+        y: object = None,
+        *,
+        objective: DiffusionLoss | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The denoising loss of latents that are known already, such as those of `training.LatentCache`.
+
+        Args:
+            latents: `[batch, latent_channels, *spatial]`, of unit size: drawn from the posteriors that `encode` draws
+                from, anew each time.
+            y: What the condition encoder takes.
+            objective: Which loss; None is `DiffusionLoss()`.
+            generator: Where drop-out, times and noise come from.
+
+        Returns:
+            Mean over the batch, `[]`.
+
+        Raises:
+            ValueError: As for `loss`.
+        """
         condition = self._condition(y, len(latents), generator)
         return (objective or DiffusionLoss())(self.denoiser, latents, condition, generator=generator).loss
 

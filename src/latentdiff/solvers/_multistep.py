@@ -13,14 +13,15 @@ Replacing \(\hat x_0\) by the polynomial through remembered estimates leaves the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 from latentdiff._checks import check_choice
 from latentdiff._schedule import Point
 from latentdiff._typing import Latents
-from latentdiff.solvers._adams import integral, nodes_of, remembered
+from latentdiff.solvers._adams import nodes_of, points_of, remembered
 from latentdiff.solvers._base import (
     FOLLOWING_SAMPLE,
     Ancestral,
@@ -35,7 +36,7 @@ from latentdiff.solvers._base import (
     straight,
     weighted_sum,
 )
-from latentdiff.solvers._weights import exponential_moments
+from latentdiff.solvers._weights import REMEMBERED, exponential_moments, lagrange_weights
 
 
 def moments_of_sample(k: float, count: int) -> list[float]:
@@ -51,7 +52,7 @@ def _extrapolated(
     state: object,
     *,
     eta: float,
-    factors: Sequence[float | None],
+    factors: tuple[float | None, ...],
 ) -> Stepped:
     """One step with as many estimates as there are `factors`, by which the exact moments are multiplied.
 
@@ -62,14 +63,24 @@ def _extrapolated(
         down, fresh = ancestral(now, to, 1.0 if eta else 0.0)
         return Stepped(renoised(straight(denoised, down), fresh, denoise, now, to), denoised)
     history = ((now, denoised.sample), *remembered(state))[: len(factors)]
-    nodes = nodes_of(history, now, to, lambda point: point.half_log_snr)
-    h = to.half_log_snr - now.half_log_snr
+    kept, weights, fresh = _coefficients(points_of(history), to, eta, factors)
+    terms = [(weight, sample) for weight, (_, sample) in zip(weights, history, strict=True)]
+    moved = weighted_sum((kept, x), *terms)
+    return Stepped(renoised(moved, fresh, denoise, now, to), denoised, history)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _coefficients(
+    points: tuple[Point, ...], to: Point, eta: float, factors: tuple[float | None, ...]
+) -> tuple[float, tuple[float, ...], float]:
+    """What x, the estimate at each of `points`, the newest first, and fresh noise count in the step to `to`."""
+    now, h = points[0], to.half_log_snr - points[0].half_log_snr
+    nodes = nodes_of(points, now, to, lambda point: point.half_log_snr)
     exact = moments_of_sample((1 + eta) * h, len(nodes))
     moments = [exact[0] / (m + 1) if f is None else f * exact[m] for m, f in enumerate(factors[: len(nodes)])]
-    terms = integral(history, nodes, moments, to.alpha)
-    moved = weighted_sum((to.sigma / now.sigma * math.exp(-eta * h), x), *terms)
+    weights = tuple(to.alpha * weight for weight in lagrange_weights(nodes, moments))
     fresh = to.sigma * (-math.expm1(-2 * eta * h)) ** 0.5 if eta else 0.0
-    return Stepped(renoised(moved, fresh, denoise, now, to), denoised, history)
+    return to.sigma / now.sigma * math.exp(-eta * h), weights, fresh
 
 
 @dataclass(frozen=True, kw_only=True)

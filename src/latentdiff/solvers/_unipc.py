@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 from latentdiff._checks import check_choice
 from latentdiff._schedule import Point
 from latentdiff._typing import Latents
-from latentdiff.solvers._adams import History, check_order, integral, nodes_of
+from latentdiff.solvers._adams import History, check_order, nodes_of, points_of
 from latentdiff.solvers._base import (
     FOLLOWING_SAMPLE,
     Beginning,
@@ -28,6 +29,7 @@ from latentdiff.solvers._base import (
     weighted_sum,
 )
 from latentdiff.solvers._multistep import moments_of_sample
+from latentdiff.solvers._weights import REMEMBERED, lagrange_weights
 
 
 class _State(NamedTuple):
@@ -74,9 +76,18 @@ class UniPC(Solver):
 
     def _moved(self, x: Latents, now: Point, to: Point, history: History) -> Latents:
         """Predict, or correct where `history` begins with an estimate at `to`."""
-        nodes = nodes_of(history, now, to, lambda point: point.half_log_snr)
-        h = to.half_log_snr - now.half_log_snr
-        moments = moments_of_sample(h, len(nodes))
-        if len(nodes) == 2:
-            moments[1] = (moments[0] if self.variant == "bh2" else h) / 2
-        return weighted_sum((to.sigma / now.sigma, x), *integral(history, nodes, moments, to.alpha))
+        kept, weights = _coefficients(points_of(history), now, to, self.variant)
+        return weighted_sum((kept, x), *((w, sample) for w, (_, sample) in zip(weights, history, strict=True)))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _coefficients(
+    points: tuple[Point, ...], now: Point, to: Point, variant: Literal["bh1", "bh2"]
+) -> tuple[float, tuple[float, ...]]:
+    """What x at `now` and the estimates at `points` count in the step to `to`."""
+    nodes = nodes_of(points, now, to, lambda point: point.half_log_snr)
+    h = to.half_log_snr - now.half_log_snr
+    moments = moments_of_sample(h, len(nodes))
+    if len(nodes) == 2:
+        moments[1] = (moments[0] if variant == "bh2" else h) / 2
+    return to.sigma / now.sigma, tuple(to.alpha * weight for weight in lagrange_weights(nodes, moments))

@@ -1,9 +1,17 @@
-"""Weights of multistep methods: integrals of the polynomial through remembered estimates."""
+"""Weights of multistep methods: integrals of the polynomial through remembered estimates.
+
+They depend on the times alone, so they are remembered: a second walk over the same times computes none.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+REMEMBERED: Final = 4096
+"""Weights of how many steps are kept, those of some hundred walks; each is a few numbers."""
 
 
 def lagrange_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
@@ -16,7 +24,12 @@ def lagrange_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[f
         nodes: u_j, all different.
         moments: M_0, M_1, ..., as many as nodes.
     """
-    weights = []
+    return list(_lagrange_weights(tuple(nodes), tuple(moments)))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _lagrange_weights(nodes: tuple[float, ...], moments: tuple[float, ...]) -> tuple[float, ...]:
+    weights: list[float] = []
     for j, node in enumerate(nodes):
         basis = [1.0]  # coefficients of the product of (u - u_i) / (u_j - u_i), rising
         for i, other in enumerate(nodes):
@@ -25,7 +38,7 @@ def lagrange_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[f
                 scaled = [*(other * c for c in basis), 0.0]
                 basis = [(a - b) / (node - other) for a, b in zip(shifted, scaled, strict=True)]
         weights.append(sum(c * m for c, m in zip(basis, moments, strict=True)))
-    return weights
+    return tuple(weights)
 
 
 def exponential_moments(h: float, count: int) -> list[float]:
@@ -33,9 +46,17 @@ def exponential_moments(h: float, count: int) -> list[float]:
 
     By parts \(I_m = (1 - m I_{m-1}) / h\); for small h by \(I_m = \sum_k (-h)^k m! / (m + k + 1)!\).
     """
+    return list(_exponential_moments(h, count))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _exponential_moments(h: float, count: int) -> tuple[float, ...]:
     if abs(h) < 1:
-        return [sum((-h) ** k * math.factorial(m) / math.factorial(m + k + 1) for k in range(18)) for m in range(count)]
+        series = range(18)
+        return tuple(
+            sum((-h) ** k * math.factorial(m) / math.factorial(m + k + 1) for k in series) for m in range(count)
+        )
     moments = [-math.expm1(-h) / h]
     for m in range(1, count):
         moments.append((1 - m * moments[-1]) / h)
-    return moments
+    return tuple(moments)

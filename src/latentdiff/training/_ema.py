@@ -1,23 +1,17 @@
-"""Moving average of weights."""
+"""Exponential moving average of weights."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from typing import Generic, TypeVar
-
-import torch
-from torch import Tensor, nn
-
-M = TypeVar("M", bound=nn.Module)
+from latentdiff.training._average import Average, M
 
 
-class EMA(Generic[M]):
+class EMA(Average[M]):
     r"""Exponential moving average of a module's weights, \(\bar w \leftarrow d\,\bar w + (1 - d)\,w\).
 
     In its first steps the decay is \(\min(d, (1 + n) / (10 + n))\), n updates having been made, so that the random
-    start is soon forgotten; the decay itself is left as it was given. Buffers are copied.
+    start is soon forgotten; the decay itself is left as it was given. Buffers are copied. Weights go by their names.
+    Those without gradient (`requires_grad_(False)`, such as a frozen autoencoder's) are not copied: both modules have
+    the same ones.
 
     Attributes:
         module: The averaged copy: in evaluation mode, without gradients.
@@ -29,7 +23,7 @@ class EMA(Generic[M]):
         """Start at the module's present weights.
 
         Args:
-            module: What is trained.
+            module: What is trained, on the device where it is trained.
             decay: d, in [0, 1).
 
         Raises:
@@ -37,37 +31,9 @@ class EMA(Generic[M]):
         """
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.module: M = copy.deepcopy(module).requires_grad_(False).eval()
+        super().__init__(module)
         self.decay = decay
-        self.updates: int = 0
 
-    @torch.no_grad()
-    def update(self, module: M) -> None:
-        """Take the weights of `module` into the average; call it after each step of the optimiser."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        averages: list[Tensor] = list(self.module.parameters())
-        weights: list[Tensor] = list(module.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        for own, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            own.copy_(current)
-
-    @contextmanager
-    def swapped_into(self, module: M) -> Generator[M]:
-        """Let `module` have the averaged weights for a while; its own come back whatever happens."""
-        own = [parameter.detach().clone() for parameter in module.parameters()]
-        self._copy(self.module.parameters(), module)
-        try:
-            yield module
-        finally:
-            self._copy(own, module)
-
-    def copy_to(self, module: M) -> None:
-        """Give `module` the averaged weights for good."""
-        self._copy(self.module.parameters(), module)
-
-    @staticmethod
-    @torch.no_grad()
-    def _copy(values: Iterable[Tensor], module: nn.Module) -> None:
-        for parameter, value in zip(module.parameters(), values, strict=True):
-            parameter.copy_(value)
+    def decay_of(self, updates: int) -> float:
+        """The decay of the update that has `updates` others before it."""
+        return min(self.decay, (1 + updates) / (10 + updates))

@@ -1,0 +1,19 @@
+"""UNet forward, eager, of the size of Stable Diffusion 1: latent 64 x 64, context 77 x 768, 860 M parameters."""
+
+from __future__ import annotations
+
+from bench.goals import Case, Goal
+from bench.nets import SD1, TINY, Peer, unet
+from bench.settings import Settings
+from bench.unet import eager_case
+
+GOALS = (Goal("diffusers / ours, time", cpu=1.1, cuda=1.2),)
+
+
+def run(settings: Settings) -> list[Case]:
+    """Batch 1 and 4."""
+    size = TINY if settings.quick else SD1
+    ours = unet(size, settings)
+    peer = Peer(size, ours)
+    batches = (1,) if settings.quick else (1, 4)
+    return [eager_case(batch, size, ours, peer, settings, GOALS, is_large=True) for batch in batches]
