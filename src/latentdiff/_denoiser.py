@@ -110,9 +110,12 @@ class Denoiser:
         if self.prediction == "edm":
             x = x * like(edm_input_scale(alpha, sigma, self.sigma_data), x)
             time = edm_input_time(self.schedule.log_snr(time))
-        if not isinstance(time, Tensor):
-            time = torch.full((len(x),), float(time), dtype=torch.float64, device=x.device)
-        output = self.network(x.to(_dtype_of(self.network, x.dtype)), time.expand(len(x)), condition)
+        batch = x.shape[:1]
+        if isinstance(time, Tensor):
+            times = time.expand(batch)
+        else:
+            times = torch.full(batch, float(time), dtype=torch.float64, device=x.device)
+        output = self.network(x.to(_dtype_of(self.network, x.dtype)), times, condition)
         self._check_output(x, output)
         return output
 
