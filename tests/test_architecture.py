@@ -24,7 +24,7 @@ SOURCE = Path(ld.__file__).parent
 
 # Each level imports only from levels above it in this list. A package counts as one module here.
 LEVELS: list[set[str]] = [
-    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode"},
+    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode", "_convolution", "_fusion"},
     {"_noise", "_module", "_code_subset"},
     {"_distributions", "_lpips", "_moments", "_brownian"},
     {"_schedule", "_layers", "_codebook", "_quantized", "_latent_space", "_value_range"},
@@ -59,6 +59,8 @@ MATHEMATICS = {
 }
 NETWORKS = {
     "_module",
+    "_convolution",
+    "_fusion",
     "_layers",
     "_codebook",
     "_code_subset",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff._checks import check_choice, check_positive
+from latentdiff._convolution import Conv2d
 from latentdiff._module import Module
 from latentdiff._typing import SpatialDims
 
@@ -21,7 +22,7 @@ Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 M = TypeVar("M", bound=nn.Module)
 
-CONVOLUTIONS: Final[dict[int, type[Conv]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: Final[dict[int, type[Conv]]] = {1: nn.Conv1d, 2: Conv2d, 3: nn.Conv3d}
 AVERAGE_POOLS: Final = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
