@@ -13,11 +13,13 @@ PUBLISHED_STEPS = 1000
 
 def linear_betas(start: float, end: float) -> Tensor:
     """Beta linear, `[1000]` (Ho et al. 2020, arXiv 2006.11239)."""
+    _check_ends(start, end)
     return torch.linspace(start, end, PUBLISHED_STEPS, dtype=torch.float64, device="cpu")
 
 
 def scaled_linear_betas(start: float, end: float) -> Tensor:
     """Square root of beta linear, `[1000]` (Rombach et al. 2022, arXiv 2112.10752)."""
+    _check_ends(start, end)
     return linear_betas(start**0.5, end**0.5).square()
 
 
@@ -59,6 +61,12 @@ def resample_betas(betas: Tensor, num_timesteps: int) -> Tensor:
     low = position.floor().long().clamp(max=len(betas) - 1)
     resampled = torch.lerp(curve[low], curve[low + 1], position - low)
     return -torch.expm1(resampled.diff())
+
+
+def _check_ends(start: float, end: float) -> None:
+    for name, value in (("beta_start", start), ("beta_end", end)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be in (0, 1), got {value}")
 
 
 def _bounded(alphas_cumprod: Tensor, max_beta: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Final
 
@@ -104,7 +105,7 @@ def check_times(name: str, t: Tensor, x: Tensor) -> None:
 
 
 def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
-    """Require finite values in [low, high]; only where looking costs no wait for a device.
+    """Require finite values in [low, high], bounds that may be infinite; only where looking costs no wait for a device.
 
     Tensors of an accelerator and of a compiled graph are not looked at.
 
@@ -114,10 +115,12 @@ def check_range(name: str, tensor: Tensor, low: float, high: float) -> None:
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":
         return
     least, most = (bound.item() for bound in torch.aminmax(tensor.detach()))
+    if math.isnan(least):  # then the other is too
+        raise ValueError(f"{name} must be finite, got NaN")
+    if math.isinf(least) or math.isinf(most):
+        raise ValueError(f"{name} must be finite, got values in [{least:g}, {most:g}]")
     if least >= low and most <= high:
         return
-    if least != least or most != most:
-        raise ValueError(f"{name} must be finite, got NaN")
     raise ValueError(f"{name} must be in [{low:g}, {high:g}], got values in [{least:g}, {most:g}]")
 
 

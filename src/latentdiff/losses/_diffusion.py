@@ -18,6 +18,7 @@ from latentdiff._checks import (
     check_positive,
     check_range,
     check_shape,
+    check_times,
     like,
     working_dtype,
 )
@@ -189,9 +190,10 @@ class DiffusionLoss:
     def _times(self, schedule: NoiseSchedule, sample: Tensor, t: Times | None, generator: Generator) -> DrawnTimes:
         batch = len(sample)
         if t is not None:
-            t = torch.as_tensor(t, device=sample.device)
-            t = t.expand(batch) if t.ndim == 0 else t
-            check_shape("t", t, "batch", batch=batch)
+            if not isinstance(t, Tensor):
+                t = torch.full((batch,), t, device=sample.device)  # nothing is copied from the host
+            check_times("t", t, sample)
+            t = t.to(sample.device).expand(batch)
             return DrawnTimes(t, torch.ones(batch, dtype=torch.float64, device=sample.device))
         u = draw_uniform(batch, generator, step=0, device=sample.device)
         if self.stratified:
