@@ -24,8 +24,8 @@ SOURCE = Path(ld.__file__).parent
 
 # Each level imports only from levels above it in this list. A package counts as one module here.
 LEVELS: list[set[str]] = [
-    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode", "_convolution", "_fusion"},
-    {"_noise", "_module", "_code_subset"},
+    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode", "_convolution"},
+    {"_noise", "_module", "_code_subset", "_fusion"},
     {"_distributions", "_lpips", "_moments", "_brownian"},
     {"_schedule", "_layers", "_codebook", "_quantized", "_latent_space", "_value_range"},
     {"_denoised", "_attention", "_discriminator", "_quantizer", "_scalar_quantizer", "_bottleneck"},

@@ -12,9 +12,14 @@ things make that pay for weights that stay as torch keeps them (figures: 2 cores
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+CONVOLVE: Final = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def as_fast_map(x: Tensor) -> Tensor:
@@ -22,6 +27,64 @@ def as_fast_map(x: Tensor) -> Tensor:
     if x.ndim == 4 and _is_chosen_here(x):
         return x.contiguous(memory_format=torch.channels_last)
     return x
+
+
+def doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of size 3 over `x` with each point repeated twice on each axis, without making that map.
+
+    Of three neighbours of a point two are the same, so each point of the result is a convolution of size 2 over `x`,
+    by kernels with two weights added; which two depends on whether the point is even or odd on each axis. That is 4/9
+    of the arithmetic in two dimensions, 8/27 in three.
+
+    Args:
+        x: `[batch, in_channels, *spatial]`.
+        weight: `[out_channels, in_channels, 3, ...]`.
+        bias: `[out_channels]`.
+
+    Returns:
+        `[batch, out_channels, *twice]`, laid out in memory as `x`.
+    """
+    y = _phases(x, weight, bias, ())
+    return y.movedim(-1, 1) if is_channels_last(x) else y
+
+
+def _phases(x: Tensor, weight: Tensor, bias: Tensor | None, odd: tuple[bool, ...]) -> Tensor:
+    """The points of `doubled` that are `odd` or even on the first axes, and all points on the others.
+
+    Args:
+        x: `[batch, in_channels, *spatial]`.
+        weight: `[out_channels, in_channels, *kernel]`, of size 2 on the axes of `odd`, of 3 on the others.
+        bias: `[out_channels]`.
+        odd: For each of the first axes.
+
+    Returns:
+        `[batch, out_channels, *sizes]`, twice the size on the other axes; with the channels last if they are in `x`.
+    """
+    known, dims = len(odd), x.ndim - 2
+    if known == dims:
+        part = CONVOLVE[dims](x, weight, bias, padding=1)
+        part = part[(..., *(slice(first, first + n) for first, n in zip(odd, x.shape[2:], strict=True)))]
+        return part.movedim(1, -1) if is_channels_last(x) else part
+    left, middle, right = weight.unbind(2 + known)
+    even = _phases(x, torch.stack([left, middle + right], 2 + known), bias, (*odd, False))
+    uneven = _phases(x, torch.stack([left + middle, right], 2 + known), bias, (*odd, True))
+    axis = known + (1 if is_channels_last(x) else 2)
+    return torch.stack([even, uneven], axis + 1).flatten(axis, axis + 1)
+
+
+def pays_to_double(x: Tensor, conv: nn.Module) -> bool:
+    """Whether `doubled` is sooner than the repetition: where there are many points for each weight."""
+    return (
+        _is_chosen_here(x)
+        and isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and conv.padding_mode == "zeros"
+        and x.numel() > 2 * conv.in_channels * conv.out_channels
+    )
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `x` `[batch, channels, height, width]` has its channels last in memory."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class Conv2d(nn.Conv2d):
@@ -46,8 +109,7 @@ class Conv2d(nn.Conv2d):
         """Whether a channels-last `input` meets plain weights where nobody else decides how things are computed."""
         return (
             _is_chosen_here(input)
-            and input.ndim == 4
-            and input.is_contiguous(memory_format=torch.channels_last)
+            and is_channels_last(input)
             and weight.is_contiguous()
             and input.dtype == weight.dtype
             and self.padding_mode == "zeros"

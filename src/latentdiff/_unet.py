@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff._attention import QKVOrder, SpatialSelfAttention, SpatialTransformer, seen_context
 from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_shape
 from latentdiff._condition import Condition
 from latentdiff._convolution import as_fast_map
+from latentdiff._fusion import silu_of
 from latentdiff._layers import (
     Conv,
     Downsample,
@@ -319,7 +319,7 @@ class UNet(Module):
             h = call(stage, h, embedding, context, mask, recompute=recompute)
         for level in reversed(self.up):
             h = level(h, skips, embedding, context, mask, recompute)
-        y: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        y: Tensor = self.conv_out(silu_of(self.norm_out, h))
         return y
 
     def _embed(self, embedding: Tensor) -> Tensor:
