@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 CONVOLVE: Final = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -99,7 +98,7 @@ class Conv2d(nn.Conv2d):
         points = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
         if points >= 2 * self.out_channels:
             return super()._conv_forward(input, weight, bias)
-        if points > self.out_channels // 4:
+        if points > self.out_channels // 4 or torch.is_grad_enabled():  # which would keep what all points see
             y = super()._conv_forward(input.contiguous(), weight, bias)
         else:
             y = self._product(input, weight, bias)
@@ -113,27 +112,36 @@ class Conv2d(nn.Conv2d):
             and weight.is_contiguous()
             and input.dtype == weight.dtype
             and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
             and self.groups == 1
             and (self.kernel_size != (1, 1) or (self.stride == (1, 1) and self.padding == (0, 0)))
         )
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution as one matrix product over what each point of the output sees."""
-        seen = F.unfold(input, self.kernel_size, self.dilation, self.padding, self.stride)
+        padding = (int(self.padding[0]), int(self.padding[1]))
+        seen = F.unfold(input, self.kernel_size, self.dilation, padding, self.stride)
         matrix = weight.flatten(1).expand(input.shape[0], -1, -1)
         y = torch.bmm(matrix, seen) if bias is None else torch.baddbmm(bias[:, None], matrix, seen)
         size = (
             (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+            for n, k, s, p, d in zip(
+                input.shape[2:], self.kernel_size, self.stride, padding, self.dilation, strict=True
+            )
         )
         return y.unflatten(2, tuple(size))
 
 
 def _is_chosen_here(x: Tensor) -> bool:
-    """Whether how to compute is for this library to choose: on a CPU, where no compiler or autocast does."""
+    """Whether how to compute is for this library to choose: in full precision on a CPU, where nobody else chooses."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
+        and not is_transformed()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_transformed() -> bool:
+    """Whether operations are not run but compiled or exported, or mapped or differentiated by `torch.func`."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _hooks
 
-from latentdiff._convolution import Conv2d
+from latentdiff._convolution import Conv2d, is_transformed
 
 PLAIN: Final = frozenset({nn.Linear, nn.GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
 """Modules that are their weights and nothing else, whose results are new tensors."""
@@ -27,7 +27,7 @@ def is_plain(module: nn.Module) -> bool:
         and "forward" not in module.__dict__
         and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
         and not (_hooks._global_forward_hooks or _hooks._global_forward_pre_hooks)
-        and not torch.compiler.is_compiling()
+        and not is_transformed()
     )
 
 
