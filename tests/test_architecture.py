@@ -36,7 +36,7 @@ LEVELS: list[set[str]] = [
     {"_spacing", "_unet", "_dit"},
     {"_sampler", "losses", "likelihood"},
     {"_latent_diffusion"},
-    {"_checkpoints", "_presets"},
+    {"_checkpoints", "_presets", "_accelerate"},
 ]
 BESIDE = {"training", "evaluation", "testing", "checkpoints"}
 """Namespaces beside the face: they import public names, and nobody here imports them."""

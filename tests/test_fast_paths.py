@@ -289,7 +289,9 @@ def test_no_layout_is_copied_on_the_way_through_full_levels() -> None:
 
 @torch.no_grad()
 def test_a_first_stage_gives_the_same_with_hooks_everywhere() -> None:
-    autoencoder = randomised(ld.Autoencoder(base_channels=8, channel_multipliers=(1, 2, 2), blocks_per_level=1)).double()
+    autoencoder = randomised(
+        ld.Autoencoder(base_channels=8, channel_multipliers=(1, 2, 2), blocks_per_level=1)
+    ).double()
     twin = copy.deepcopy(autoencoder)
     for module in twin.modules():
         module.register_forward_hook(lambda *_: None)
