@@ -38,6 +38,9 @@ NO_ATTENTION: dict[str, Any] = {
     "target": "taming.models.vqgan.VQModel",
     "params": {**VQ["params"], "ddconfig": {**CODERS, "attn_type": "none"}},
 }
+VARIANTS: dict[str, Any] = {"attn_type": "linear", "resamp_with_conv": False, "tanh_out": True}
+"""What no published first stage has."""
+
 UNET: dict[str, Any] = {
     "image_size": 8,
     "in_channels": 3,
@@ -112,6 +115,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "inpainting": whole("__is_first_stage__", first_stage=NO_ATTENTION, unet={"in_channels": 7}),
     "retrieval": whole({"target": "torch.nn.Identity"}, unet=CONTEXT | {"num_head_channels": 4}),
     "signals": whole(unet={"dims": 2, "num_res_blocks": [1, 2, 1], "use_new_attention_order": True}),
+    "variants": whole(
+        first_stage={**VQ, "params": {**VQ["params"], "ddconfig": {**CODERS, **VARIANTS}}},
+        unet={"conv_resample": False, "num_heads_upsample": 4},
+    ),
 }
 
 

@@ -74,5 +74,5 @@ def test_cuda_gets_its_layout_its_precision_and_its_dtype(monkeypatch: pytest.Mo
 
 
 def test_a_dtype_without_fractions_is_refused() -> None:
-    with pytest.raises(TypeError, match="dtype must be floating, got torch.int8"):
+    with pytest.raises(TypeError, match=r"dtype must be floating, got torch\.int8"):
         ld.accelerate(nn.Linear(2, 3), "cpu", dtype=torch.int8)

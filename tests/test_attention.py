@@ -231,7 +231,7 @@ def test_a_mask_of_numbers_is_refused() -> None:
 
 
 def test_there_must_be_heads() -> None:
-    with pytest.raises(ValueError, match="num_heads must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_heads must be at least 1, got 0"):
         ld.CrossAttention(query_dim=6, num_heads=0)
 
 

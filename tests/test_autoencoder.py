@@ -717,7 +717,7 @@ def test_images_of_wrong_values_are_refused() -> None:
     for anything in (autoencoder, tiny(value_range=None)):
         with pytest.raises(ValueError, match="x must be finite, got NaN"):
             anything.encode(x.masked_fill(x > 0.9, float("nan")))
-    with pytest.raises(ValueError, match="x must be in"):
+    with pytest.raises(ValueError, match="x must be finite, got values in"):
         tiny(value_range=None).encode(x.masked_fill(x > 0.9, float("inf")))
     tiny(value_range=None).encode(100 * x)
     tiny(value_range=(0, 255)).encode(torch.linspace(0, 255, 144).reshape(2, 3, 6, 4))
@@ -760,9 +760,11 @@ def test_clamp_limits_to_the_range_of_the_data() -> None:
     [
         ({"spatial_dims": 4}, "spatial_dims must be one of 1, 2, 3, got 4"),
         ({"bottleneck": "fsq"}, "bottleneck must be one of 'kl', 'vq', 'none', got 'fsq'"),
-        ({"latent_channels": 0}, "latent_channels must be positive, got 0"),
-        ({"blocks_per_level": 0}, "blocks_per_level must be positive, got 0"),
-        ({"channel_multipliers": ()}, r"channel_multipliers must be positive, one for each level, got \(\)"),
+        ({"latent_channels": 0}, "latent_channels must be at least 1, got 0"),
+        ({"blocks_per_level": 0}, "blocks_per_level must be at least 1, got 0"),
+        ({"channel_multipliers": ()}, r"channel_multipliers must hold one number for each level, got \(\)"),
+        ({"channel_multipliers": (1, 0)}, "channel_multipliers must be at least 1, got 0"),
+        ({"dropout": 2.0}, r"dropout must be in \[0, 1\], got 2.0"),
         ({"attention_levels": (4,)}, r"attention_levels must be in \[0, 3\], got \(4,\)"),
         ({"bottleneck": "vq"}, "codebook_size must be given with bottleneck='vq', got None"),
         ({"codebook_size": 16}, "codebook_size must be None with bottleneck='kl', got 16"),

@@ -443,7 +443,13 @@ CASES: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: AutoencoderLoss(adversarial="w"), ValueError, "adversarial must be one of 'hinge', 'vanilla'"),  # type: ignore[arg-type]
     (lambda: AutoencoderLoss(kl_weight=-1.0), ValueError, "kl_weight must not be negative, got -1"),
     (lambda: AutoencoderLoss(codebook_weight=math.inf), ValueError, "codebook_weight must not be negative, got inf"),
-    (lambda: AutoencoderLoss(discriminator=adversary(), start_step=-1), ValueError, "start_step must not be negative"),
+    (
+        lambda: AutoencoderLoss(initial_log_variance=math.inf),
+        ValueError,
+        "initial_log_variance must be finite, got inf",
+    ),
+    (lambda: AutoencoderLoss(discriminator=adversary(), start_step=math.nan), TypeError, "start_step must be an int"),  # type: ignore[arg-type]
+    (lambda: AutoencoderLoss(discriminator=adversary(), start_step=-1), ValueError, "start_step must be at least 0"),
     (
         lambda: AutoencoderLoss(perceptual_weight=2.0),
         ValueError,

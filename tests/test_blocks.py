@@ -19,6 +19,7 @@ from latentdiff._checkpoints._node import Node
 from latentdiff._checkpoints._places import (
     CODER_ATTENTION,
     CODER_BLOCK,
+    LINEAR_ATTENTION,
     RESIDUAL,
     TRANSFORMER_BLOCK,
     Place,
@@ -29,6 +30,7 @@ from latentdiff._checkpoints._places import (
     unet_places,
 )
 from latentdiff._layers import Downsample, ResidualBlock, Upsample, timestep_embedding
+from latentdiff._linear_attention import SpatialLinearAttention
 from published import TOLERANCE, error, facts, goldens, needs_zoo, weights
 
 CROSS_ATTENTION = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -102,6 +104,7 @@ BLOCKS: dict[str, Callable[[], Block]] = {
     "unet_res_up": lambda: residual(in_channels=64, resample="up"),
     "unet_res_down_scale_shift": lambda: residual(in_channels=64, resample="down", scale_shift=True),
     "unet_down_conv": lambda: convolution(Downsample(channels=32), "op"),
+    "unet_down_pool": lambda: (Downsample(channels=32, use_conv=False), iter(())),
     "unet_up_conv": lambda: convolution(Upsample(channels=32), "conv"),
     "unet_attn_heads4": plain,
     "unet_attn_headch32": lambda: plain(heads=2),
@@ -120,15 +123,23 @@ BLOCKS: dict[str, Callable[[], Block]] = {
     "ae_res_nin": lambda: coder_residual(in_channels=32, out_channels=64),
     "ae_res_temb": lambda: coder_residual(in_channels=64, embedding_dim=48),
     "ae_attn": coder_attention,
+    "ae_lin_attn": lambda: (SpatialLinearAttention(channels=64), renamed("", "", LINEAR_ATTENTION, axes=2)),
     "ae_down_conv": lambda: convolution(Downsample(channels=32, asymmetric=True), "conv"),
     "ae_down_conv_odd": lambda: convolution(Downsample(channels=32, asymmetric=True), "conv"),
     "ae_up_conv": lambda: convolution(Upsample(channels=32), "conv"),
     **{
-        name: lambda name=name: coder(name) for name in ("ae_encoder_tiny", "ae_encoder_tiny_noattn", "ae_decoder_tiny")
+        name: lambda name=name: coder(name)
+        for name in (
+            *("ae_encoder_tiny", "ae_encoder_tiny_noattn", "ae_encoder_tiny_linear", "ae_encoder_tiny_noresampconv"),
+            *("ae_decoder_tiny", "ae_decoder_tiny_noresampconv", "ae_decoder_tiny_tanh"),
+        )
     },
     **{
         f"unet_tiny_{name}": lambda name=name: unet(f"unet_tiny_{name}")
-        for name in ("heads", "neworder", "updown", "classes", "st_heads", "st_heads_nolegacy", "st_headch")
+        for name in (
+            *("heads", "heads_upsample", "neworder", "pool", "updown", "classes"),
+            *("st_heads", "st_heads_nolegacy", "st_headch"),
+        )
     },
     "wrapper_hybrid": lambda: unet("wrapper_hybrid"),
 }
@@ -143,17 +154,9 @@ CONDITIONERS = {
 """Tested with their encoders."""
 
 NOT_BUILT = {
-    "unet_res_conv_skip": "a shortcut of size 3: no published model has one",
+    "unet_res_conv_skip": "a shortcut of size 3: no argument of a network in the original's configurations leads there",
     "ae_res_convskip": "likewise",
-    "unet_down_pool": "resampling without weights: no published model has it, and its configuration is refused",
-    "unet_tiny_pool": "likewise",
-    "ae_encoder_tiny_noresampconv": "likewise",
-    "ae_decoder_tiny_noresampconv": "likewise",
-    "unet_tiny_heads_upsample": "another number of heads on the way up: likewise",
-    "ae_lin_attn": "linear attention in a first stage: likewise",
-    "ae_encoder_tiny_linear": "likewise",
-    "ae_decoder_tiny_tanh": "a tanh at the end of a decoder: likewise",
-    "ff_gelu": "a transformer block without a gate: no published model has one",
+    "ff_gelu": "a feed-forward without a gate: likewise",
 }
 
 
@@ -193,6 +196,9 @@ def _called(module: nn.Module, unit: str, arguments: list[Any]) -> Tensor:
     elif unit == "wrapper_hybrid":
         x, t, concat, context = arguments
         y = module(x, t, ld.Condition(concat=concat, context=context))
+    elif unit == "unet_down_pool":
+        [x] = arguments
+        y = module(x[..., : x.shape[-2] // 2 * 2, : x.shape[-1] // 2 * 2])  # the original drops the last of an odd axis
     else:
         y = module(*arguments)
     return y

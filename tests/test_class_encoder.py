@@ -55,8 +55,8 @@ def test_wrong_labels_are_refused(y: object, error: type[Exception], message: st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be positive, got 0"),
-        ({"dim": -1}, "dim must be positive, got -1"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"dim": -1}, "dim must be at least 1, got -1"),
         ({"routing": "both"}, "routing must be one of 'context', 'embedding', got 'both'"),
         ({"dropout": 1.5}, r"dropout must be in \[0, 1\], got 1.5"),
     ],

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latentdiff import ResidualQuantizer, VectorQuantizer
-from latentdiff._codebook import CodebookAverage
+from latentdiff._codebook import CodebookAverage, CodeRestarts
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -30,14 +30,21 @@ def _process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     vq = VectorQuantizer(codebook_size=20, dim=3, decay=0.5, restart_below=1.0)
     rq = ResidualQuantizer(stages=2, codebook_size=9, dim=3, decay=0.5, restart_below=0.5)
-    for quantizer in (vq, rq):
+    learned = VectorQuantizer(codebook_size=20, dim=3, restart_below=0.5)
+    learned_stages = ResidualQuantizer(stages=2, codebook_size=9, dim=3, restart_below=0.5)
+    for quantizer in (vq, rq, learned, learned_stages):
         quantizer.initialize(randn(2, 3, 5, 4, seed=rank), generator=torch.Generator().manual_seed(rank))
+    first = learned.codebook.detach().clone()
     started, average = copy.deepcopy(vq.state_dict()), plain()
     for step in range(4):
         z = randn(2, 3, 5, 4, seed=10 * step + rank)
-        for quantizer in (vq, rq, average):
+        for quantizer in (vq, rq, average, learned, learned_stages):
+            for counted in (part for part in quantizer.modules() if isinstance(part, CodeRestarts)):
+                counted.size.zero_()  # who is not used now is dead
             quantizer(z, generator=torch.Generator().manual_seed(rank))
-    torch.save((started, vq.state_dict(), rq.state_dict(), average.state_dict()), f"{folder}/{rank}.pt")
+    assert not torch.equal(first, learned.codebook)
+    states = [part.state_dict() for part in (vq, rq, average, learned, learned_stages)]
+    torch.save((started, *states), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -302,6 +302,10 @@ def test_a_configuration_that_is_none_is_refused(text: str, tmp_path: Path) -> N
         ld.load(tmp_path / "model.ckpt", config=tmp_path / "config.yaml")
     with pytest.raises(ld.CheckpointError, match="there is no file"):
         ld.load(tmp_path / "model.ckpt", config=tmp_path / "other.yaml")
+    for given in ([1], 3):
+        kind = type(given).__name__
+        with pytest.raises(TypeError, match=f"config must be a YAML file or what it holds, a mapping, got {kind}"):
+            ld.load(tmp_path / "model.ckpt", config=given)  # type: ignore[arg-type]
 
 
 # Configurations.
@@ -312,8 +316,8 @@ UNET_PARAMS, MODEL, CODERS = "unet_config.params", "", "first_stage_config.param
 @pytest.mark.parametrize(
     ("where", "change", "message"),
     [
-        (UNET_PARAMS, {"conv_resample": False}, "unet_config.params.conv_resample must be True to be built here"),
-        (UNET_PARAMS, {"num_heads_upsample": 4}, "num_heads_upsample must be -1 or 2 to be built here, got 4"),
+        (UNET_PARAMS, {"conv_resample": 0}, "unet_config.params.conv_resample must be true or false, got 0"),
+        (UNET_PARAMS, {"num_heads_upsample": 3}, "built: num_heads_up times head_dim must be the 16 channels"),
         (UNET_PARAMS, {"n_embed": 4}, "n_embed must be left out to be built here, got 4"),
         (UNET_PARAMS, {"flavour": "new"}, "must have no entries of unknown meaning, got flavour"),
         (UNET_PARAMS, {"channel_mult": "1,2"}, "channel_mult must be a list of whole numbers, got '1,2'"),
@@ -324,9 +328,9 @@ UNET_PARAMS, MODEL, CODERS = "unet_config.params", "", "first_stage_config.param
         (UNET_PARAMS, {"resblock_updown": 1}, "resblock_updown must be true or false, got 1"),
         (UNET_PARAMS, {"num_heads": None}, "must have an entry 'num_heads'"),
         (UNET_PARAMS, {"num_heads": 3}, "cannot be built: num_heads times head_dim must be the 16 channels"),
-        (UNET_PARAMS, {"dims": 4}, "dims must be 1 or 2 or 3 to be built here, got 4"),
-        (CODERS, {"attn_type": "linear"}, "attn_type must be 'vanilla' or 'none'"),
-        (CODERS, {"tanh_out": True}, "tanh_out must be False to be built here"),
+        (UNET_PARAMS, {"dims": 3}, "dims must be 2 to be built here, got 3"),
+        (CODERS, {"attn_type": "memory-efficient"}, "attn_type must be 'vanilla' or 'none'"),
+        (CODERS, {"give_pre_end": True}, "give_pre_end must be False to be built here"),
         (CODERS, {"double_z": True}, "double_z must be False to be built here, got True"),
         ("first_stage_config.params", {"remap": "used.npy"}, "remap must be left out to be built here"),
         ("first_stage_config", {"target": "x.GumbelVQ"}, "first_stage_config.target must be one of AutoencoderKL"),
@@ -405,9 +409,11 @@ def test_what_the_layout_cannot_hold_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_loading_takes_no_more_memory_than_the_model(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="the highest memory of a process is read from /proc")
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_loading_takes_no_more_memory_than_the_model(suffix: str, tmp_path: Path) -> None:
     """A file with averages beside the weights, of which half is needed: its memory is mapped, not read."""
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / f"model.{suffix}"
     ld.export(ld.create("vq-4"), path, layout="compvis", ema=ld.create("vq-4"))
     coders = {"ch": 128, "ch_mult": [1, 2, 4], "num_res_blocks": 2, "attn_resolutions": [], "resolution": 256}
     described = {
@@ -417,16 +423,16 @@ def test_loading_takes_no_more_memory_than_the_model(tmp_path: Path) -> None:
         },
     }  # fmt: skip
     code = (
-        "import json, resource, sys, torch, latentdiff as ld;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
+        "import json, sys, torch, latentdiff as ld;"  # getrusage would tell the peak of the process that began this one
+        "peak = lambda: 1024 * int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]);"
         "before = peak(); m = ld.load(sys.argv[1], config=json.loads(sys.argv[2]));"
-        "total = sum(float(p.sum()) for p in m.parameters()); print(peak() - before)"
+        "total = sum(float(p.detach().sum()) for p in m.parameters()); print(peak() - before)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(path), json.dumps(described)], capture_output=True, text=True, check=True
     )
     model = 4 * sum(parameter.numel() for parameter in ld.create("vq-4").parameters())
-    assert int(run.stdout) < 1.2 * model
+    assert 0.9 * model < int(run.stdout) < 1.2 * model
 
 
 # The whole way.

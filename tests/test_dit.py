@@ -182,9 +182,9 @@ def test_it_is_a_denoising_network_like_any_other(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"num_heads": 5}, "num_heads must divide dim=12, got num_heads=5"),
-        ({"patch_size": 0}, "patch_size must be positive, got 0"),
-        ({"context_dim": 0}, "context_dim must be positive, got 0"),
-        ({"concat_channels": -1}, "concat_channels must not be negative, got -1"),
+        ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        ({"context_dim": 0}, "context_dim must be at least 1, got 0"),
+        ({"concat_channels": -1}, "concat_channels must be at least 0, got -1"),
         ({"spatial_dims": 4}, "spatial_dims must be one of 1, 2, 3, got 4"),
         ({"embedding_dim": 5, "num_classes": 3}, "embedding_dim and num_classes must not both be given, .* 5 and 3"),
     ],

@@ -161,6 +161,8 @@ def test_ema_copies_buffers_and_gives_weights_back() -> None:
 def test_bad_sets_are_refused() -> None:
     with pytest.raises(ValueError, match="features must hold at least two samples"):
         frechet_distance(torch.randn(1, 3), torch.randn(5, 3))
+    with pytest.raises(ValueError, match="reference must be finite"):
+        frechet_distance(torch.randn(4, 3), torch.full((5, 3), torch.nan))
     with pytest.raises(ValueError, match=r"neighbours must be in \[1, 4\], got 5"):
         precision_recall(torch.randn(5, 3), torch.randn(6, 3), 5)
     with pytest.raises(ValueError, match="reconstruction must have shape"):

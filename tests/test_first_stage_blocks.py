@@ -33,6 +33,7 @@ def autoencoder(channels: int, rank: SpatialDims, bottleneck: object) -> ld.Auto
 BLOCKS: dict[str, Callable[[int, SpatialDims], ld.Module]] = {
     "vector": lambda channels, rank: ld.VectorQuantizer(codebook_size=8, dim=channels, gradient="rotation"),
     "averaged": lambda channels, rank: ld.VectorQuantizer(codebook_size=8, dim=channels, decay=0.9, restart_below=0.1),
+    "restarted": lambda channels, rank: ld.VectorQuantizer(codebook_size=8, dim=channels, restart_below=0.1),
     "residual": lambda channels, rank: ld.ResidualQuantizer(stages=2, codebook_size=8, dim=channels),
     "scalar": lambda channels, rank: ld.FiniteScalarQuantizer(levels=[3 + channel % 2 for channel in range(channels)]),
     "kl": lambda channels, rank: autoencoder(channels, rank, "kl"),
@@ -87,7 +88,7 @@ def compiles(name: str, rank: SpatialDims, channels: int) -> None:
 
 
 @pytest.mark.parametrize(("rank", "channels"), [(1, 13), (2, 1), (3, 3)])
-@pytest.mark.parametrize("name", ["vector", "averaged", "residual", "scalar"])
+@pytest.mark.parametrize("name", ["vector", "averaged", "restarted", "residual", "scalar"])
 def test_quantizers_compile_as_one_graph(name: str, rank: SpatialDims, channels: int) -> None:
     compiles(name, rank, channels)
 

@@ -124,7 +124,7 @@ def test_it_follows_the_encoder_to_a_dtype_and_a_device() -> None:
         ({"null_kind": "none"}, ValueError, "null_kind must be one of 'learned', 'zeros', 'empty', got 'none'"),
         ({"routing": "both"}, ValueError, "routing must be one of 'context', 'embedding', 'concat', got 'both'"),
         ({"dim": None}, ValueError, "dim must be given for null_kind='learned', got None"),
-        ({"max_length": 0}, ValueError, "max_length must be positive, got 0"),
+        ({"max_length": 0}, ValueError, "max_length must be at least 1, got 0"),
         ({"keep_weights": True}, TypeError, "module must be a latentdiff.Module to be kept in a file, got Features"),
         (
             {"module": None, "pretrained": "somewhere", "routing": "concat"},

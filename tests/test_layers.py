@@ -159,6 +159,7 @@ def test_downsampling_is_a_convolution_of_every_second_point(spatial_dims: Spati
         Downsample(channels=2, out_channels=3, spatial_dims=spatial_dims, asymmetric=asymmetric)
     ).double()
     x = normal((4, 2, *size))
+    assert layer.conv is not None
     functional = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[spatial_dims]
     everywhere = functional(x, layer.conv.weight, layer.conv.bias, padding=1)
     start = 1 if asymmetric else 0  # padded at the end only, windows begin one point later
@@ -173,6 +174,7 @@ def test_upsample_repeats_and_convolves(spatial_dims: SpatialDims) -> None:
     size = (2, 3, 4)[:spatial_dims]
     layer = randomised(Upsample(channels=2, spatial_dims=spatial_dims)).double()
     x = normal((2, 2, *size))
+    assert layer.conv is not None
     # Sums of weights, where many points make that pay.
     torch.testing.assert_close(layer(x), layer.conv(upsample_nearest(x)), rtol=1e-12, atol=1e-13)
     odd = tuple(2 * n - 1 for n in size)

@@ -93,9 +93,9 @@ def test_the_empty_null_has_no_objects() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be positive, got 0"),
-        ({"max_objects": 0}, "max_objects must be positive, got 0"),
-        ({"sections": 1}, "sections must be 2 or more, got 1"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"max_objects": 0}, "max_objects must be at least 1, got 0"),
+        ({"sections": 1}, "sections must be at least 2, got 1"),
         ({"vocabulary_size": 25}, "vocabulary_size must be at least 26, so that none has an id, got 25"),
         ({"null_kind": "zeros"}, "null_kind must be one of 'empty', 'learned', got 'zeros'"),
     ],

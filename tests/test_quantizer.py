@@ -402,6 +402,98 @@ def test_restarts_are_drawn_from_the_generator() -> None:
     assert not torch.equal(runs[0], runs[2])
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("decay", [0.5, None])
+def test_an_overflow_does_not_stay_in_the_codebook(decay: float | None, bad: float) -> None:
+    vq = quantizer(decay=decay, restart_below=1e-3)
+    z = randn(2, 3, 5, 4)
+    clean = copy.deepcopy(vq)
+    z[:, :, 2:] = bad
+    for counted in (vq.average, vq.restarts):
+        if counted is not None:
+            counted.size.fill_(1e-5)  # all unused codes are dead
+    for step in range(5):
+        vq(z, generator=torch.Generator().manual_seed(step))
+    assert vq.codebook.isfinite().all()
+    if decay is not None:
+        for _ in range(2):
+            clean(z[:, :, :2], generator=torch.Generator().manual_seed(0))
+        again = quantizer(decay=decay, restart_below=1e-3)
+        for _ in range(2):
+            again(z, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(again.codebook, clean.codebook)
+
+
+# Restarts of a codebook that is learned by gradient
+
+
+def trained(vq: VectorQuantizer, steps: int) -> VectorQuantizer:
+    """A quantizer after `steps` of Adam on normal vectors."""
+    optimizer = torch.optim.Adam(vq.parameters(), lr=0.01)
+    for step in range(steps):
+        out = vq(randn(2, 3, 9, 8, seed=step), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    return vq
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_dead_codes_of_a_learned_codebook_come_back(cosine: bool) -> None:
+    usage = {}
+    for restart_below in (0.0, 0.5):
+        vq = quantizer(size=20, restart_below=restart_below, cosine=cosine)
+        with torch.no_grad():
+            vq.codebook.copy_(50 + 0.01 * randn(20, 3))  # collapsed: one code is nearest to nearly everything
+        usage[restart_below] = trained(vq, 150).quantize(randn(2, 3, 9, 8, seed=999)).usage
+    assert usage[0.0] < 0.5
+    assert usage[0.5] > 0.9
+
+
+def test_a_restart_happens_when_the_average_use_falls_below_and_nobody_uses_the_code() -> None:
+    vq = quantizer(size=4, restart_below=0.9)  # starts with a use of 1.8, at 0.9 after 69 steps: 0.99^69 = 0.4998
+    z = randn(4, 3, seed=1)
+    before = vq.codebook.detach().clone()
+    for step in range(69):
+        vq.learn(z[:1, :, None], torch.zeros(1, 1, dtype=torch.int64))
+        assert torch.equal(vq.codebook, before) is (step < 68)
+    assert torch.equal(vq.codebook[0], before[0])
+    torch.testing.assert_close(vq.codebook[1:].detach(), z[:1].expand(3, 3))
+    assert vq.restarts is not None
+    expected = 1.8 * 0.99**69 + 1 - 0.99**69
+    torch.testing.assert_close(vq.restarts.size, torch.tensor([expected, 1.8, 1.8, 1.8]))
+    vq.restarts.size.fill_(0.1)
+    vq.learn(z[:1, :, None], torch.zeros(1, 1, dtype=torch.int64))
+    assert torch.equal(vq.codebook[0], before[0])  # all are dead, but its own gradient is on the way
+
+
+def test_the_gradient_is_that_of_the_codebook_before_restarts() -> None:
+    gradients = []
+    for restart_below in (0.0, 0.5):
+        vq, z = quantizer(size=20, restart_below=restart_below, cosine=True), randn(2, 3, 3, 2).requires_grad_()
+        if vq.restarts is not None:
+            vq.restarts.size.zero_()
+        out = vq(z)
+        (out.loss + out.latents.square().sum()).backward()
+        gradients.append((z.grad, vq.codebook.grad))
+    assert not torch.equal(vq.codebook, quantizer(size=20).codebook)
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_restarts_travel_with_the_weights_begin_again_with_the_codebook_and_need_precision() -> None:
+    vq = trained(quantizer(restart_below=0.5), 3)
+    again = quantizer(restart_below=0.5)
+    again.load_state_dict(vq.state_dict())
+    assert vq.restarts is not None
+    assert again.restarts is not None
+    assert torch.equal(again.restarts.size, vq.restarts.size)
+    again.initialize(randn(2, 3, 5, 4))
+    assert torch.equal(again.restarts.size, torch.ones(11))
+    with pytest.raises(ValueError, match=r"counts of codes must be float32 or float64 to restart any, got torch.bfloa"):
+        vq.bfloat16()(randn(2, 3, 5, 4))
+
+
 # k-means
 
 
@@ -434,6 +526,14 @@ def test_initialize_starts_from_the_data_and_keeps_averages(decay: float | None)
         assert holds(vq.average, vq.codebook)
 
 
+def test_initialize_takes_numbers_and_a_whole_number_of_iterations() -> None:
+    vq = VectorQuantizer(codebook_size=24, dim=3)
+    with pytest.raises(ValueError, match="z must be finite, got NaN"):
+        vq.initialize(torch.full((1, 3, 5), torch.nan))
+    with pytest.raises(ValueError, match="iterations must be at least 0, got -1"):
+        vq.initialize(randn(1, 3, 5), iterations=-1)
+
+
 def test_initialize_takes_fewer_vectors_than_codes() -> None:
     vq, z = VectorQuantizer(codebook_size=24, dim=3), randn(1, 3, 5)
     vq.initialize(z)
@@ -450,7 +550,8 @@ def test_codes_start_uniform_in_the_published_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"decay": 0.99, "restart_below": 0.5}, {"cosine": True}, {"gradient": "rotation"}]
+    "options",
+    [{}, {"decay": 0.99, "restart_below": 0.5}, {"restart_below": 0.5}, {"cosine": True}, {"gradient": "rotation"}],
 )
 def test_config_builds_it_again(options: dict[str, object]) -> None:
     vq = VectorQuantizer(codebook_size=11, dim=3, **options)  # type: ignore[arg-type]
@@ -460,7 +561,8 @@ def test_config_builds_it_again(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"decay": 0.9, "restart_below": 0.5}, {"cosine": True}, {"gradient": "rotation"}]
+    "options",
+    [{}, {"decay": 0.9, "restart_below": 0.5}, {"restart_below": 0.5}, {"cosine": True}, {"gradient": "rotation"}],
 )
 def test_it_compiles_as_one_graph(options: dict[str, object]) -> None:
     torch.compiler.reset()
@@ -474,13 +576,15 @@ def test_it_compiles_as_one_graph(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codebook_size": 0}, "codebook_size must be positive, got 0"),
+        ({"codebook_size": 0}, "codebook_size must be at least 1, got 0"),
         ({"gradient": "none"}, "gradient must be one of 'straight_through', 'rotation', got 'none'"),
-        ({"dim": -1}, "dim must be positive, got -1"),
+        ({"dim": -1}, "dim must be at least 1, got -1"),
         ({"decay": 1.0}, r"decay must be None or in \[0, 1\), got 1.0"),
-        ({"commitment_weight": -1.0}, "must not be negative, got -1.0 and 1.0"),
+        ({"commitment_weight": -1.0}, "must be finite and not negative, got -1.0 and 1.0"),
         ({"decay": 0.9, "codebook_weight": 0.25}, "codebook_weight must be left at 1 with decay"),
-        ({"restart_below": 0.5}, "restart_below must be 0, or positive together with decay, got 0.5"),
+        ({"commitment_weight": float("nan")}, "must be finite and not negative, got nan and 1.0"),
+        ({"restart_below": -0.5}, "restart_below must not be negative, got -0.5"),
+        ({"restart_below": float("nan"), "decay": 0.9}, "restart_below must not be negative, got nan"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:

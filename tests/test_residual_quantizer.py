@@ -139,5 +139,5 @@ def test_what_does_not_fit_is_refused() -> None:
         rq.lookup(torch.zeros(2, 4, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"indices must be in \[0, 10\], got values in \[11, 11\]"):
         rq.lookup(torch.full((2, 3, 5), 11))
-    with pytest.raises(ValueError, match="stages must be positive, got 0"):
+    with pytest.raises(ValueError, match="stages must be at least 1, got 0"):
         ResidualQuantizer(stages=0, codebook_size=4, dim=2)

@@ -156,9 +156,9 @@ def test_a_whole_model_trains_and_draws_with_maps() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"in_channels": 0}, "in_channels must be positive, got 0"),
+        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"factor": 0.0}, "factor must be positive, got 0.0"),
-        ({"num_stages": -1}, "num_stages must not be negative, got -1"),
+        ({"num_stages": -1}, "num_stages must be at least 0, got -1"),
         ({"resize": "bilinear"}, "resize must be one of 'linear', 'nearest', 'area', 'cubic', got 'bilinear'"),
         ({"resize": "cubic", "spatial_dims": 1}, "resize must not be 'cubic', which is for images, for spatial_dims=1"),
         ({"spatial_dims": 4}, "spatial_dims must be one of 1, 2, 3, got 4"),

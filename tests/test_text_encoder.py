@@ -176,10 +176,10 @@ def test_what_is_no_prompt_is_refused(y: object, failure: type[Exception], messa
         ({"empty_prompt": range(8)}, ValueError, "empty_prompt must be up to 7 ids"),
         ({"null_kind": "zeros"}, ValueError, "null_kind must be one of 'empty', 'learned', got 'zeros'"),
         ({"tokenizer": 3}, TypeError, "tokenizer must be a tokenizers.Tokenizer or its JSON, got int"),
-        ({"vocabulary_size": -1, "pad_id": 0}, ValueError, "pad_id must be in"),
-        ({"dim": 0}, ValueError, "dim must be positive, got 0"),
-        ({"depth": 0}, ValueError, "depth must be positive, got 0"),
-        ({"max_length": 0}, ValueError, "max_length must be positive, got 0"),
+        ({"vocabulary_size": -1, "pad_id": 0}, ValueError, "vocabulary_size must be at least 1, got -1"),
+        ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
+        ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
+        ({"max_length": 0}, ValueError, "max_length must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_encoder_is_refused(arguments: dict[str, Any], failure: type[Exception], message: str) -> None:

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from latentdiff import Autoencoder, Tiling
+from latentdiff._attention import QKVOrder, SpatialSelfAttention
 from latentdiff._coders import CoderStage
+from latentdiff._doubling import Doubling
+from latentdiff._gathered_norm import GatheredNorm
 from latentdiff._layers import Downsample, Upsample
 from latentdiff._reach import needs_whole, reach, scale
-from latentdiff._streaming import _GatheredNorm, _recut, stream
+from latentdiff._streamed_attention import attend
+from latentdiff._streaming import _recut, stream
 from latentdiff._typing import SpatialDims
 from networks import randomised
 
@@ -144,9 +148,31 @@ def test_samples_in_pieces_are_those_of_the_batch() -> None:
         together = model.encode(x, tile=tiling).mode()
         alone = torch.cat([model.encode(one, tile=tiling).mode() for one in x.split(1)])
         torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
-    whole = model.encode(x).mode()
-    slices = torch.cat([model.encode(part).mode() for part in x.split(2)])
-    torch.testing.assert_close(whole, slices, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_slices_of_a_batch_are_the_batch_gradients_too(batch_size: int) -> None:
+    model = Autoencoder(base_channels=4, channel_multipliers=(1, 2), bottleneck="vq", codebook_size=7).double()
+    seen: list[int] = []
+    for coder in (model.encoder, model.decoder):
+        coder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    gradients: list[tuple[Tensor, ...]] = []
+    for size in (None, batch_size):
+        latents = model.encode(images(3, 3, 8, 10), batch_size=size).mode()
+        decoded = model.decode(latents, batch_size=size)
+        parameters = [p for name, p in model.named_parameters() if not name.startswith("quantizer")]
+        gradients.append((latents, decoded, *torch.autograd.grad(decoded.square().sum(), parameters)))
+    assert max(seen[2:]) == min(batch_size, 3)
+    for whole, sliced in zip(*gradients, strict=True):
+        torch.testing.assert_close(sliced, whole, rtol=1e-10, atol=1e-10)
+
+
+def test_slices_that_make_no_sense_are_refused() -> None:
+    model, latents = autoencoder(), torch.randn(2, 2, 4, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.decode(latents, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be None with tile, which takes one sample at a time, got 1"):
+        model.decode(latents, batch_size=1, tile=8)
 
 
 @torch.no_grad()
@@ -245,33 +271,84 @@ def test_bands_are_cut_again_into_the_same_map(lengths: list[int], thickness: in
 def test_statistics_of_parts_are_those_of_the_whole() -> None:
     norm = randomised(nn.GroupNorm(3, 6, eps=1e-6).double())
     x = 100 + torch.randn(1, 6, 7, 10, dtype=torch.float64)
-    gathered = _GatheredNorm(norm)
+    gathered = GatheredNorm(norm)
     for part in x.split(3, dim=3):
         gathered.gather(part)
     gathered.is_gathered = True
     torch.testing.assert_close(gathered(x), norm(x), rtol=1e-9, atol=1e-9)
 
 
-def test_bands_never_meet_the_whole_map_at_once() -> None:
+def test_bands_never_meet_the_whole_map_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chain = nn.Sequential(up(), stage(), stage())
     seen: list[int] = []
-    chain[0].conv.register_forward_hook(lambda module, args, y: seen.append(y.shape[2]))  # type: ignore[operator]
+    doubled = Doubling.forward
+
+    def forward(self: Doubling, x: Tensor) -> Tensor:
+        seen.append(x.shape[2])
+        return doubled(self, x)
+
+    monkeypatch.setattr(Doubling, "forward", forward)
     x = torch.randn(1, 4, 600, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(stream(chain, x, 100), chain(x))
-    assert max(seen[:-1]) <= 2 * (2 * 50 + 4)  # bands of 50 ... 99 points, and a margin of 2 on both sides
-    assert seen[-1] == 1200
+    assert len(seen) > 5
+    assert max(seen) <= 2 * 50 + 4  # bands of 50 ... 99 points, and a margin of 2 on both sides
+
+
+@pytest.mark.parametrize(("spatial_dims", "size"), [(1, (7,)), (2, (5, 8)), (3, (3, 5, 4))])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_doubling_is_repetition_and_the_convolution(
+    spatial_dims: SpatialDims, size: tuple[int, ...], bias: bool
+) -> None:
+    layer = Upsample(channels=3, out_channels=4, spatial_dims=spatial_dims).double()
+    assert layer.conv is not None
+    if not bias:
+        layer.conv.register_parameter("bias", None)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(Doubling(layer.conv)(x), layer(x), rtol=1e-12, atol=1e-12)
+    half = Doubling(layer.conv.bfloat16())(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), layer.double()(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+@torch.no_grad()
+def test_points_in_bands_attend_to_all_points(axis: int) -> None:
+    attention = SpatialSelfAttention(channels=6, eps=1e-6, qkv_order="separate").double()
+    x = 3 + 2 * torch.randn(1, 6, 8, 11, dtype=torch.float64)
+    bands = [band.clone() for band in x.split(3, axis)]
+    attend(attention, bands)
+    torch.testing.assert_close(torch.cat(bands, axis), attention(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("num_heads", "qkv_order"), [(1, "separate"), (2, "separate"), (1, "legacy")])
+@torch.no_grad()
+def test_a_stream_that_begins_with_attention_leaves_its_input_alone(num_heads: int, qkv_order: QKVOrder) -> None:
+    attention = SpatialSelfAttention(channels=6, num_heads=num_heads, qkv_order=qkv_order).double()
+    x = torch.randn(1, 6, 8, 11, dtype=torch.float64)
+    before = x.clone()
+    torch.testing.assert_close(stream([attention], x, 8), attention(x), rtol=1e-10, atol=1e-10)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("multipliers", "levels", "side", "share"),  # of small maps, what bands need beyond themselves is more
+    [((1, 2, 4, 4), (), 512, 4), ((1, 2, 4), (), 512, 4), ((1, 2, 4), (2,), 256, 3.5), ((1, 2), (), 256, 3.5)],
+)
 @torch.no_grad()
-def test_decoding_in_pieces_takes_a_quarter_of_the_memory() -> None:
+def test_pieces_take_a_quarter_of_the_memory(
+    multipliers: tuple[int, ...], levels: tuple[int, ...], side: int, share: float
+) -> None:
     peak_bytes = runpy.run_path(str(Path(__file__).parent.parent / "bench" / "memory.py"))["peak_bytes"]
     assert peak_bytes(lambda: torch.zeros(1000).exp().sin()) == 8000  # one made, one before it
-    model = Autoencoder(base_channels=8, channel_multipliers=(1, 2, 4, 4)).eval()
-    latents = torch.randn(1, 4, 64, 64)
-    whole = peak_bytes(lambda: model.decode(latents))
-    assert peak_bytes(lambda: model.decode(latents, tile=128)) < whole / 4
+    model = Autoencoder(base_channels=8, channel_multipliers=multipliers, attention_levels=levels).eval()
+    latents = torch.randn(1, 4, *[side // model.downsampling_factor] * 2)
+    tile = side // 4
+    assert peak_bytes(lambda: model.decode(latents, tile=tile)) < peak_bytes(lambda: model.decode(latents)) / share
+    x = images(1, 3, side, side).float()
+    assert peak_bytes(lambda: model.encode(x, tile=tile)) < peak_bytes(lambda: model.encode(x)) / (share - 0.5)
 
 
 # The border
@@ -287,5 +364,7 @@ def test_gradients_are_not_asked_of_pieces() -> None:
     assert not model.encode(images(1, 3, 12, 16), tile=8).mode().requires_grad
     with torch.no_grad():
         model.decode(latents, tile=8)
-    with pytest.raises(ValueError, match="size must be positive, got 0"):
+    with pytest.raises(TypeError, match=r"size must be an int, got 6\.5"):
+        model.decode(latents.detach(), tile=6.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         model.decode(latents.detach(), tile=0)

@@ -2,7 +2,8 @@
 
 `LATENTDIFF_ZOO=folder python tests/zoo_parity.py` prints a table: for each model its parameters, whether the names and
 shapes of its checkpoint are met, and where there are recorded outputs the largest error over their standard deviation.
-With `--write docs/zoo.md` the table of that page is replaced. The folder is that of `published`.
+With `--write docs/zoo.md` the table of that page is replaced. The folder is that of `published`. The exit status says
+whether all of it holds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import latentdiff as ld
 from latentdiff._checkpoints._compvis import module_places, schedule_buffers
-from published import error, facts, goldens, maker, zoo
+from published import TOLERANCE, error, facts, goldens, maker, zoo
 
 CLOSE_CODES = 1e-5
 """Two codes whose squared distances differ by less may be told apart differently by another kernel."""
@@ -85,8 +86,9 @@ def found_shapes(model: Any) -> dict[str, list[int]]:
 def errors(published: str, model: Any) -> dict[str, float]:
     """The largest error of each recorded output over its standard deviation, by its name; of a number, over itself."""
     recorded = goldens(published)
-    measured = _first_stage(model, recorded) if isinstance(model, ld.Autoencoder) else _whole(model, recorded)
-    return dict(measured)
+    if isinstance(model, ld.Autoencoder):
+        return dict(_first_stage(model, recorded))
+    return dict(_whole(model, recorded, facts(published)))
 
 
 def _first_stage(model: ld.Autoencoder, recorded: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
@@ -107,7 +109,9 @@ def _first_stage(model: ld.Autoencoder, recorded: Mapping[str, Tensor]) -> Itera
         yield f"{tag}/dec", error(model.decode(latents, quantize=False), recorded[f"{tag}/dec"])
 
 
-def _whole(model: ld.LatentDiffusion, recorded: Mapping[str, Tensor]) -> Iterator[tuple[str, float]]:
+def _whole(
+    model: ld.LatentDiffusion, recorded: Mapping[str, Tensor], known: Mapping[str, Any]
+) -> Iterator[tuple[str, float]]:
     autoencoder = model.autoencoder
     yield "fs/z", error(autoencoder.encode(recorded["fs/x"]).mode(), recorded["fs/z"])
     if "fs/dec" in recorded:
@@ -116,9 +120,9 @@ def _whole(model: ld.LatentDiffusion, recorded: Mapping[str, Tensor]) -> Iterato
         decoded = autoencoder.decode(recorded["fs/z_in"], quantize=False)
         yield "fs/dec_no_quantize", error(decoded, recorded["fs/dec_no_quantize"])
     for tag in ("unet", "ns", "lo"):
-        condition = _condition(model, recorded, tag)
-        if condition is not None and condition.context is not None:
-            yield f"{tag}/context", error(condition.context, recorded[f"{tag}/c_crossattn"])
+        condition = _condition(model, recorded, known, tag)
+        for name, part in _parts(condition).items():
+            yield f"{tag}/{name}", error(part, recorded[f"{tag}/{name}"])
         yield (
             f"{tag}/eps",
             error(model.unet(recorded[f"{tag}/x"], recorded[f"{tag}/t"], condition), recorded[f"{tag}/eps"]),
@@ -128,23 +132,45 @@ def _whole(model: ld.LatentDiffusion, recorded: Mapping[str, Tensor]) -> Iterato
             yield f"fixed/{name}", error(table, recorded[f"fixed/{name}"])
     noisy = model.schedule.add_noise(recorded["ns/x"], recorded["loss/noise"], recorded["ns/t"])
     yield "loss/x_noisy", error(noisy, recorded["loss/x_noisy"])
-    loss = ld.losses.DiffusionLoss()(
+    kind = known["config"]["model"]["params"].get("loss_type", "l2")
+    loss = ld.losses.DiffusionLoss(kind="l1" if kind == "l1" else "mse")(
         model.denoiser,
         recorded["ns/x"],
-        _condition(model, recorded, "ns"),
+        _condition(model, recorded, known, "ns"),
         t=recorded["ns/t"],
         noise=recorded["loss/noise"],
     )
     yield "loss/loss_simple", _relative(loss.loss, recorded["loss/loss_simple"])
 
 
-def _condition(model: ld.LatentDiffusion, recorded: Mapping[str, Tensor], tag: str) -> ld.Condition | None:
-    """What the model's encoder makes of the recorded input."""
-    for name in ("tokens", "class_label", "c_concat", "c_crossattn"):
-        if f"{tag}/{name}" in recorded and model.condition_encoder is not None:
-            condition: ld.Condition = model.condition_encoder(recorded[f"{tag}/{name}"])
+ENCODED = ("tokens", "class_label", "labels")
+"""What the encoders of the zoo are given; one that is the identity, what it makes of it."""
+
+PARTS = {"c_concat": "concat", "c_crossattn": "context"}
+"""Recorded parts of a condition, and ours."""
+
+
+def _condition(
+    model: ld.LatentDiffusion, recorded: Mapping[str, Tensor], known: Mapping[str, Any], tag: str
+) -> ld.Condition | None:
+    """What the model's encoder makes of the recorded input; where that was not recorded, the condition that was."""
+    encoder = model.condition_encoder
+    if encoder is None:
+        return None
+    names = (*ENCODED, *PARTS) if "conditioner: identity" in known["recipe"] else ENCODED
+    for name in names:
+        if f"{tag}/{name}" in recorded:
+            condition: ld.Condition = encoder(recorded[f"{tag}/{name}"])
             return condition
-    return None
+    return ld.Condition(
+        **{ours: recorded[f"{tag}/{theirs}"] for theirs, ours in PARTS.items() if f"{tag}/{theirs}" in recorded}
+    )
+
+
+def _parts(condition: ld.Condition | None) -> dict[str, Tensor]:
+    """The parts of a condition that are there, by the names of the recorded ones."""
+    parts = {theirs: getattr(condition, ours, None) for theirs, ours in PARTS.items()}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 @torch.no_grad()
@@ -154,7 +180,7 @@ def averaged_error(published: str) -> dict[str, float]:
     if "ns/eps_ema" not in recorded:
         return {}
     model = loaded(published, ema=True)
-    found = model.unet(recorded["ns/x"], recorded["ns/t"], _condition(model, recorded, "ns"))
+    found = model.unet(recorded["ns/x"], recorded["ns/t"], _condition(model, recorded, facts(published), "ns"))
     return {"ns/eps_ema": error(found, recorded["ns/eps_ema"])}
 
 
@@ -170,21 +196,24 @@ def _flipped(found: Tensor, wanted: Tensor, margin: Tensor) -> float:
 # The table.
 
 
-def table(names: list[str]) -> str:
-    """The table in Markdown; each row is printed as it comes."""
+def table(names: list[str]) -> tuple[str, list[str]]:
+    """The table in Markdown, and the models that do not hold; each row is printed as it comes."""
+    failing: list[str] = []
     rows = ["| model | checkpoint | parameters | names and shapes | largest relative error |", "|---|---|--:|---|--:|"]
     for name in names:
         published = models()[name]
         with torch.device("meta"):
             model = ld.create(name)
         count = sum(parameter.numel() for parameter in model.parameters())
-        fits = "all" if found_shapes(model) == wanted_shapes(published) else "not all"
-        worst = "not recorded"
-        if has_goldens(published):
-            worst = f"{max((errors(published, loaded(published)) | averaged_error(published)).values()):.1e}"
-        rows.append(f"| `{name}` | `{published}` | {count:,} | {fits} | {worst} |")
+        fits = found_shapes(model) == wanted_shapes(published)
+        measured = errors(published, loaded(published)) | averaged_error(published) if has_goldens(published) else {}
+        worst = max(measured.values(), default=0.0)
+        if not (fits and worst <= TOLERANCE):
+            failing.append(name)
+        cells = "all" if fits else "not all", f"{worst:.1e}" if measured else "not recorded"
+        rows.append(f"| `{name}` | `{published}` | {count:,} | {cells[0]} | {cells[1]} |")
         print(rows[-1], flush=True)
-    return "\n".join(rows)
+    return "\n".join(rows), failing
 
 
 def main() -> None:
@@ -193,11 +222,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="of ld.presets(); all if left out")
     parser.add_argument("--write", type=Path, help="a page with a table between its markers")
     arguments = parser.parse_args()
-    result = table(arguments.names or list(models()))
+    result, failing = table(arguments.names or list(models()))
     if arguments.write is not None:
         page = arguments.write.read_text()
         before, after = page.partition(BEGIN)[0], page.partition(END)[2]
         arguments.write.write_text(f"{before}{BEGIN}\n\n{result}\n\n{END}{after}")
+    if failing:
+        raise SystemExit(f"these do not hold: {', '.join(failing)}")
 
 
 if __name__ == "__main__":

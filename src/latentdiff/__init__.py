@@ -9,8 +9,8 @@ from latentdiff import guidance as guidance
 from latentdiff import likelihood as likelihood
 from latentdiff import losses as losses
 from latentdiff import solvers as solvers
-from latentdiff._attention import CrossAttention as CrossAttention
 from latentdiff._accelerate import accelerate as accelerate
+from latentdiff._attention import CrossAttention as CrossAttention
 from latentdiff._autoencoder import Autoencoder as Autoencoder
 from latentdiff._autoencoder import AutoencoderOutput as AutoencoderOutput
 from latentdiff._brownian import BrownianNoise as BrownianNoise
@@ -34,6 +34,9 @@ from latentdiff._distributions import DiagonalGaussian as DiagonalGaussian
 from latentdiff._distributions import Gaussian as Gaussian
 from latentdiff._distributions import PointMass as PointMass
 from latentdiff._dit import DiT as DiT
+from latentdiff._doctor import Finding as Finding
+from latentdiff._doctor import Report as Report
+from latentdiff._doctor import doctor as doctor
 from latentdiff._errors import CheckpointError as CheckpointError
 from latentdiff._latent_diffusion import LatentDiffusion as LatentDiffusion
 from latentdiff._lpips import LPIPS as LPIPS
@@ -54,6 +57,7 @@ from latentdiff._sampler import Step as Step
 from latentdiff._scalar_quantizer import FiniteScalarQuantizer as FiniteScalarQuantizer
 from latentdiff._schedule import NoiseSchedule as NoiseSchedule
 from latentdiff._schedule import Point as Point
+from latentdiff._tiled_denoiser import TiledDenoiser as TiledDenoiser
 from latentdiff._tiling import Tiling as Tiling
 from latentdiff._unet import UNet as UNet
 
@@ -88,6 +92,7 @@ __all__ = [
     "Denoiser",
     "DiT",
     "DiagonalGaussian",
+    "Finding",
     "FiniteScalarQuantizer",
     "FrozenEncoder",
     "Gaussian",
@@ -102,11 +107,13 @@ __all__ = [
     "PointMass",
     "Quantized",
     "Quantizer",
+    "Report",
     "ResidualQuantizer",
     "Sampler",
     "SpatialEncoder",
     "Step",
     "TextEncoder",
+    "TiledDenoiser",
     "Tiling",
     "UNet",
     "VectorQuantizer",
@@ -115,6 +122,7 @@ __all__ = [
     "convert_prediction",
     "create",
     "denoised_from_prediction",
+    "doctor",
     "draw_noise",
     "evaluation",
     "export",

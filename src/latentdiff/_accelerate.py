@@ -76,7 +76,7 @@ def _set_for_cuda(model: nn.Module) -> None:
     torch.set_float32_matmul_precision("high")
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, not declared
 
 
 def _fastest() -> torch.device:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_positive, check_shape
+from latentdiff._checks import check_choice, check_count, check_rate, check_shape
 from latentdiff._fusion import geglu
 from latentdiff._layers import conv, group_norm, zero_
 from latentdiff._module import Module
@@ -58,11 +58,15 @@ class CrossAttention(Module):
             dropout: Rate on the output.
 
         Raises:
-            ValueError: If a size is not positive.
+            TypeError: If a size is not whole.
+            ValueError: If a size is not positive, or `dropout` is no rate.
         """
         super().__init__()
-        check_positive("num_heads", num_heads)
-        check_positive("head_dim", head_dim)
+        for name, size in (("query_dim", query_dim), ("num_heads", num_heads), ("head_dim", head_dim)):
+            check_count(name, size)
+        if context_dim is not None:
+            check_count("context_dim", context_dim)
+        check_rate("dropout", dropout)
         self.query_dim = query_dim
         self.context_dim = context_dim
         self.num_heads = num_heads
@@ -343,7 +347,7 @@ class SpatialSelfAttention(Module):
             ValueError: If `num_heads` does not divide `channels`, or `qkv_order` is unknown.
         """
         super().__init__()
-        check_positive("num_heads", num_heads)
+        check_count("num_heads", num_heads)
         check_choice("qkv_order", qkv_order, ("legacy", "new", "separate"))
         if channels % num_heads:
             raise ValueError(f"num_heads must divide channels={channels}, got num_heads={num_heads}")

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from latentdiff._bottleneck import CODEBOOK_OPTIONS, Bottleneck, check_bottleneck
-from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_shape, working_dtype
+from latentdiff._checks import (
+    SPATIAL,
+    check_choice,
+    check_count,
+    check_floating,
+    check_rate,
+    check_shape,
+    working_dtype,
+)
 from latentdiff._coders import Decoder, Encoder
 from latentdiff._distributions import DiagonalGaussian, PointMass, Posterior
 from latentdiff._latent_space import LatentSpace
@@ -70,6 +78,9 @@ class Autoencoder(LatentSpace):
         blocks_per_level: int = 2,
         attention_levels: Sequence[int] = (),
         middle_attention: bool = True,
+        linear_attention: bool = False,
+        conv_resampling: bool = True,
+        tanh_output: bool = False,
         bottleneck: Bottleneck | Quantizer = "kl",
         use_quant_conv: bool = True,
         codebook_size: int | None = None,
@@ -98,6 +109,11 @@ class Autoencoder(LatentSpace):
             blocks_per_level: Residual blocks of each level of the encoder; the decoder has one more.
             attention_levels: Levels with attention after each block.
             middle_attention: Whether there is attention between the two blocks at the lowest resolution.
+            linear_attention: Whether attention costs the number of points and not its square: each channel of the keys
+                weighs all points once; it has no norm before it and no shortcut.
+            conv_resampling: Whether a convolution changes the resolution; without it the encoder averages pairs and the
+                decoder repeats points.
+            tanh_output: Whether the decoder ends in a tanh, for data in [-1, 1].
             bottleneck: `"kl"`: a Gaussian posterior; `"vq"`: a codebook, built from the arguments below; `"none"`:
                 neither. Or a quantizer, such as `FiniteScalarQuantizer` or `ResidualQuantizer`.
             use_quant_conv: Whether 1x1 convolutions stand on both sides of the bottleneck.
@@ -126,6 +142,9 @@ class Autoencoder(LatentSpace):
         self.blocks_per_level = blocks_per_level
         self.attention_levels: tuple[int, ...] = tuple(attention_levels)
         self.middle_attention = middle_attention
+        self.linear_attention = linear_attention
+        self.conv_resampling = conv_resampling
+        self.tanh_output = tanh_output
         self._bottleneck: Bottleneck = "none" if isinstance(bottleneck, Quantizer) else bottleneck
         self.quantizer: Quantizer | None = bottleneck if isinstance(bottleneck, Quantizer) else None
         self.use_quant_conv = use_quant_conv
@@ -148,13 +167,20 @@ class Autoencoder(LatentSpace):
     def _check_arguments(self) -> None:
         check_choice("spatial_dims", self.spatial_dims, (1, 2, 3))
         for name in ("in", "out", "latent", "z", "base"):
-            check_positive(f"{name}_channels", getattr(self, f"{name}_channels"))
-        check_positive("blocks_per_level", self.blocks_per_level)
+            check_count(f"{name}_channels", getattr(self, f"{name}_channels"))
+        check_count("blocks_per_level", self.blocks_per_level)
+        check_rate("dropout", self.dropout)
         levels, multipliers = len(self.channel_multipliers), self.channel_multipliers
-        if not levels or min(multipliers) < 1:
-            raise ValueError(f"channel_multipliers must be positive, one for each level, got {multipliers}")
+        if not levels:
+            raise ValueError(f"channel_multipliers must hold one number for each level, got {multipliers}")
+        for multiplier in multipliers:
+            check_count("channel_multipliers", multiplier)
         if any(not 0 <= level < levels for level in self.attention_levels):
             raise ValueError(f"attention_levels must be in [0, {levels - 1}], got {self.attention_levels}")
+        if self.linear_attention and not (self.attention_levels or self.middle_attention):
+            raise ValueError("linear_attention must be False without attention, got True")
+        if self.tanh_output and self.value_range not in {None, (-1.0, 1.0)}:
+            raise ValueError(f"value_range must be (-1, 1) or None with tanh_output, got {self.value_range}")
         if not self.use_quant_conv and self.z_channels != self.latent_channels:
             raise ValueError(
                 f"z_channels must be {self.latent_channels}, the latent_channels, without use_quant_conv, "
@@ -175,6 +201,8 @@ class Autoencoder(LatentSpace):
             blocks_per_level=self.blocks_per_level,
             attention_levels=self.attention_levels,
             middle_attention=self.middle_attention,
+            linear_attention=self.linear_attention,
+            conv_resampling=self.conv_resampling,
             spatial_dims=self.spatial_dims,
             dropout=self.dropout,
         )
@@ -185,8 +213,11 @@ class Autoencoder(LatentSpace):
             blocks_per_level=self.blocks_per_level,
             attention_levels=self.attention_levels,
             middle_attention=self.middle_attention,
+            linear_attention=self.linear_attention,
+            conv_resampling=self.conv_resampling,
             spatial_dims=self.spatial_dims,
             dropout=self.dropout,
+            tanh_output=self.tanh_output,
         )
         self.quant_conv: Conv | None = None
         self.post_quant_conv: Conv | None = None
@@ -254,13 +285,14 @@ class Autoencoder(LatentSpace):
                 module.training = mode
         return self
 
-    def encode(self, x: Images, *, tile: Tiling | int | None = None) -> Posterior:
+    def encode(self, x: Images, *, tile: Tiling | int | None = None, batch_size: int | None = None) -> Posterior:
         """The posterior of the latents of images.
 
         Args:
             x: `[batch, in_channels, *spatial]`, floating, in `value_range`; sizes divisible by `downsampling_factor`.
             tile: How to work through images that are too large for memory, without gradients: see `Tiling`, whose
                 `size` may stand for it. None works on the whole.
+            batch_size: How many images pass through at a time, to save memory in evaluation; None passes all.
 
         Returns:
             Of latents `[batch, latent_channels, *spatial / f]` of unit size, float32 at least: a `DiagonalGaussian`
@@ -268,23 +300,31 @@ class Autoencoder(LatentSpace):
             that of the encoder's own moments and does not depend on the scaling.
 
         Raises:
-            ValueError: If shape, size or values do not fit, or a gradient is asked of tiles.
+            ValueError: If shape, size or values do not fit, a gradient is asked of tiles, or `batch_size` is given too.
             TypeError: If `x` is not floating.
         """
         if tile is not None and torch.is_grad_enabled():
             check_no_gradient("x", x)
             with torch.no_grad():
-                return self.encode(x, tile=tile)
-        posterior = self._posterior(x, tile)
+                return self.encode(x, tile=tile, batch_size=batch_size)
+        posterior = self._posterior(x, tile, batch_size)
         return posterior.affine(*self._factors(posterior.mean))
 
-    def decode(self, latents: Latents, *, quantize: bool = True, tile: Tiling | int | None = None) -> Images:
+    def decode(
+        self,
+        latents: Latents,
+        *,
+        quantize: bool = True,
+        tile: Tiling | int | None = None,
+        batch_size: int | None = None,
+    ) -> Images:
         """Images of latents. The mode matters to dropout only: a codebook does not learn here.
 
         Args:
             latents: `[batch, latent_channels, *spatial]`, of unit size, any spatial size.
             quantize: With a quantizer: whether latents are quantised first, with a gradient that passes through.
             tile: As for `encode`; sizes are those of the images.
+            batch_size: As for `encode`.
 
         Returns:
             `[batch, out_channels, *spatial * f]`, about in `value_range`; see `clamp`.
@@ -296,14 +336,14 @@ class Autoencoder(LatentSpace):
         if tile is not None and torch.is_grad_enabled():
             check_no_gradient("latents", latents)
             with torch.no_grad():
-                return self.decode(latents, quantize=quantize, tile=tile)
+                return self.decode(latents, quantize=quantize, tile=tile, batch_size=batch_size)
         check_floating("latents", latents)
         check_shape("latents", latents, self._axes, channels=self.latent_channels)
         check_values("latents", latents, None)
         z = self._unscale(latents)
         if self.quantizer is not None and quantize:
             z = self.quantizer.quantize(z).latents
-        return self._decode(z, tile)
+        return self._decode(z, tile, batch_size)
 
     def forward(self, x: Images, generator: Generator = None) -> AutoencoderOutput:
         """Encode and decode: from a sample of the posterior in training mode, from its mode in evaluation mode.
@@ -354,10 +394,10 @@ class Autoencoder(LatentSpace):
     def _axes(self) -> str:
         return f"batch channels {SPATIAL[self.spatial_dims]}"
 
-    def _posterior(self, x: Images, tile: Tiling | int | None = None) -> Posterior:
+    def _posterior(self, x: Images, tile: Tiling | int | None = None, batch_size: int | None = None) -> Posterior:
         """The posterior of the encoder's own latents z."""
         self._check_images(x)
-        h = self._run(self.encoder, x.to(self.last_layer.dtype), tile)
+        h = self._run(self.encoder, x.to(self.last_layer.dtype), tile, batch_size)
         if self.quant_conv is not None:
             h = self.quant_conv(h)
         h = h.to(working_dtype(h.dtype))
@@ -366,17 +406,26 @@ class Autoencoder(LatentSpace):
             return DiagonalGaussian(mean, log_variance)
         return PointMass(h if self.quantizer is None else self.quantizer.bound(h))
 
-    def _decode(self, z: Tensor, tile: Tiling | int | None = None) -> Images:
+    def _decode(self, z: Tensor, tile: Tiling | int | None = None, batch_size: int | None = None) -> Images:
         z = z.to(self.last_layer.dtype)
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
-        return self._run(self.decoder, z, tile)
+        return self._run(self.decoder, z, tile, batch_size)
 
-    def _run(self, coder: Encoder | Decoder, x: Tensor, tile: Tiling | int | None) -> Tensor:
-        """`coder` of `x`, in tiles if there are any."""
-        if tile is None:
+    def _run(self, coder: Encoder | Decoder, x: Tensor, tile: Tiling | int | None, batch_size: int | None) -> Tensor:
+        """`coder` of `x`, in tiles or slices of the batch if there are any."""
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+            if tile is not None:
+                raise ValueError(
+                    f"batch_size must be None with tile, which takes one sample at a time, got {batch_size}"
+                )
+        if tile is None and batch_size is None:  # no split, which would fix the batch of an exported program
             y: Tensor = coder(x, self.gradient_checkpointing)
             return y
+        if tile is None:
+            made: list[Tensor] = [coder(part, self.gradient_checkpointing) for part in x.split(batch_size or 1)]
+            return torch.cat(made)
         tiling = tile if isinstance(tile, Tiling) else Tiling(tile)
         return run_tiled(coder.layers(), x, tiling, upwards=isinstance(coder, Decoder))
 

@@ -92,6 +92,19 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_rate(name: str, value: float) -> None:
+    """Require a share, a number in [0, 1].
+
+    Raises:
+        TypeError: If `value` is no number; a bool counts as none.
+        ValueError: If it is outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
 def check_times(name: str, t: Tensor, x: Tensor) -> None:
     """Require one time for the batch of `x` `[batch, ...]`, `[]`, or one for each sample, `[batch]`.
 

@@ -16,6 +16,9 @@ SEARCH_ELEMENTS: Final = {"cpu": 2**20}
 SEARCH_ELEMENTS_ELSEWHERE: Final = 2**24
 """Distances held at once on an accelerator and in a compiled graph: few, large products."""
 
+USE_DECAY: Final = 0.99
+"""Of the average use of a code that is learned by gradient, as published (Dhariwal et al. 2020, arXiv:2005.00341)."""
+
 SMALLEST_SIZE: Final = 1e-5
 """Averaged sizes of clusters stay above this, lest an unused code become 0 / 0 after some thousand steps."""
 
@@ -106,7 +109,9 @@ def _nearest_quickly(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def count_and_sum(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Number and sum of the vectors at each code, over all processes.
+    """Number and sum of the vectors at each code, over all processes; a vector that is not finite does not count.
+
+    One overflow in half precision, whose step a gradient scaler leaves out, must not stay in an average.
 
     Args:
         vectors: `[count, dim]`.
@@ -116,8 +121,10 @@ def count_and_sum(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple
     Returns:
         `[codebook_size]` and `[codebook_size, dim]`, in the dtype of `vectors`.
     """
-    counts = vectors.new_zeros(codebook_size).index_add_(0, indices, vectors.new_ones(len(vectors)))
-    sums = vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, indices, vectors)
+    is_finite = vectors.isfinite().all(1)
+    counts = vectors.new_zeros(codebook_size).index_add_(0, indices, is_finite.to(vectors.dtype))
+    sums = vectors.new_zeros(codebook_size, vectors.shape[1])
+    sums.index_add_(0, indices, torch.where(is_finite[:, None], vectors, 0.0))
     return sum_over_processes(counts), sum_over_processes(sums)
 
 
@@ -208,11 +215,7 @@ class CodebookAverage(nn.Module):
         Raises:
             ValueError: If the averages are in half precision, where small steps would be lost.
         """
-        if self.size.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"an averaged codebook must be float32 or float64 to learn, got {self.size.dtype}; keep the module in "
-                "float32 and use autocast"
-            )
+        _check_precision("an averaged codebook must be float32 or float64 to learn", self.size)
         counts, sums = count_and_sum(vectors.to(self.sum.dtype), indices, len(self.size))
         size = self.decay * self.size + (1 - self.decay) * counts
         total = self.decay * self.sum + (1 - self.decay) * sums
@@ -220,10 +223,70 @@ class CodebookAverage(nn.Module):
         total, size = total * (floor / size)[:, None], floor  # both alike: their ratio, the code, stays
         if self.restart_below > 0:
             restarted = 2 * self.restart_below
-            dead = size < self.restart_below
             spare = draw_vectors(vectors.to(total.dtype), len(size), generator)
+            dead = (size < self.restart_below) & spare.isfinite().all(1)
             size = torch.where(dead, restarted, size)
             total = torch.where(dead[:, None], restarted * spare, total)
         self.size.copy_(size)
         self.sum.copy_(total)
         return total / size[:, None]
+
+
+class CodeRestarts(nn.Module):
+    r"""How much each code is used, and a new start for those that are not, where codes are learned by gradient.
+
+    A code that is nearest to no vector has no gradient, and stays dead. So its average use
+    \(N_k \leftarrow \gamma N_k + (1 - \gamma)\, n_k\), \(\gamma = 0.99\), is kept, over all processes; when that falls
+    below `restart_below`, the code takes the place of a vector of the batch, drawn at random, and twice that use, so
+    that it has time to prove itself (Dhariwal et al. 2020, arXiv:2005.00341, sec. 3.1). That happens in a step that
+    does not use the code: no gradient of its old place moves it from the new one, and what an optimiser remembers of
+    it has faded.
+    """
+
+    size: Tensor
+
+    def __init__(self, codebook_size: int, *, restart_below: float) -> None:
+        """Start as if each code had one vector a step.
+
+        Args:
+            codebook_size: Number of codes.
+            restart_below: Vectors a step below which a code is dead.
+        """
+        super().__init__()
+        self.restart_below = restart_below
+        self.register_buffer("size", torch.full((codebook_size,), max(1.0, 2 * restart_below)))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Begin to count again."""
+        self.size.fill_(max(1.0, 2 * self.restart_below))
+
+    @torch.no_grad()
+    def update(self, codebook: Tensor, vectors: Tensor, indices: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Count a step's use, and return the codebook with dead codes at vectors of the step.
+
+        Args:
+            codebook: `[codebook_size, dim]`.
+            vectors: `[count, dim]`, of this process.
+            indices: `[count]`, the code of each.
+            generator: For the draw.
+
+        Returns:
+            `[codebook_size, dim]`.
+
+        Raises:
+            ValueError: If the counts are in half precision, where small steps would be lost.
+        """
+        _check_precision("counts of codes must be float32 or float64 to restart any", self.size)
+        counts = torch.zeros_like(self.size).index_add_(0, indices, self.size.new_ones(len(vectors)))
+        counts = sum_over_processes(counts)
+        size = USE_DECAY * self.size + (1 - USE_DECAY) * counts
+        spare = draw_vectors(vectors.to(codebook.dtype), len(size), generator)
+        dead = (size < self.restart_below) & (counts == 0) & spare.isfinite().all(1)
+        self.size.copy_(torch.where(dead, 2 * self.restart_below, size))
+        return torch.where(dead[:, None], spare, codebook)
+
+
+def _check_precision(requirement: str, averages: Tensor) -> None:
+    if averages.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{requirement}, got {averages.dtype}; keep the module in float32 and use autocast")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,38 @@ from latentdiff._attention import SpatialSelfAttention
 from latentdiff._convolution import as_fast_map
 from latentdiff._fusion import silu_of
 from latentdiff._layers import Conv, Downsample, ResidualBlock, Upsample, conv, group_norm
+from latentdiff._linear_attention import SpatialLinearAttention
 from latentdiff._typing import SpatialDims
 
 EPS: Final = 1e-6
 """Of every norm in the published autoencoders."""
+
+CoderAttention: TypeAlias = SpatialSelfAttention | SpatialLinearAttention
+"""Attention among the points of a map, at a cost of the square of their number or of the number."""
 
 
 class CoderStage(nn.Module):
     """A residual block and, where there is attention, what follows it."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, attention: bool, spatial_dims: SpatialDims, dropout: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        attention: bool,
+        linear_attention: bool = False,
+        spatial_dims: SpatialDims,
+        dropout: float,
     ) -> None:
         """Build the two."""
         super().__init__()
         self.block = ResidualBlock(
             in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims, eps=EPS, dropout=dropout
         )
-        self.attention: SpatialSelfAttention | None = None
-        if attention:
+        self.attention: CoderAttention | None = None
+        if attention and linear_attention:
+            self.attention = SpatialLinearAttention(channels=out_channels)
+        elif attention:
             self.attention = SpatialSelfAttention(channels=out_channels, eps=EPS, qkv_order="separate")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,6 +90,8 @@ class Encoder(nn.Module):
         blocks_per_level: int,
         attention_levels: Sequence[int],
         middle_attention: bool,
+        linear_attention: bool,
+        conv_resampling: bool,
         spatial_dims: SpatialDims,
         dropout: float,
     ) -> None:
@@ -89,12 +104,12 @@ class Encoder(nn.Module):
             stages: list[CoderStage] = []
             for _ in range(blocks_per_level):
                 attention = level in attention_levels
-                stages.append(_stage(width, out_width, attention, spatial_dims, dropout))
+                stages.append(_stage(width, out_width, attention, linear_attention, spatial_dims, dropout))
                 width = out_width
             is_last = level == len(widths) - 1
-            resample = None if is_last else Downsample(channels=width, spatial_dims=spatial_dims, asymmetric=True)
-            self.down.append(CoderLevel(stages, resample))
-        self.middle: CoderLevel = _middle(width, middle_attention, spatial_dims, dropout)
+            down = Downsample(channels=width, spatial_dims=spatial_dims, asymmetric=True, use_conv=conv_resampling)
+            self.down.append(CoderLevel(stages, None if is_last else down))
+        self.middle: CoderLevel = _middle(width, middle_attention, linear_attention, spatial_dims, dropout)
         self.norm_out: nn.GroupNorm = group_norm(width, eps=EPS)
         self.conv_out: Conv = conv(spatial_dims, width, out_channels, 3)
 
@@ -131,23 +146,27 @@ class Decoder(nn.Module):
         blocks_per_level: int,
         attention_levels: Sequence[int],
         middle_attention: bool,
+        linear_attention: bool,
+        conv_resampling: bool,
         spatial_dims: SpatialDims,
         dropout: float,
+        tanh_output: bool,
     ) -> None:
         """Build the layers; `widths` are the channels of each level, from full size down."""
         super().__init__()
+        self.tanh_output = tanh_output
         width = widths[-1]
         self.conv_in: Conv = conv(spatial_dims, in_channels, width, 3)
-        self.middle: CoderLevel = _middle(width, middle_attention, spatial_dims, dropout)
+        self.middle: CoderLevel = _middle(width, middle_attention, linear_attention, spatial_dims, dropout)
         self.up: nn.ModuleList = nn.ModuleList()
         for level, out_width in reversed(list(enumerate(widths))):
             stages: list[CoderStage] = []
             for _ in range(blocks_per_level + 1):
                 attention = level in attention_levels
-                stages.append(_stage(width, out_width, attention, spatial_dims, dropout))
+                stages.append(_stage(width, out_width, attention, linear_attention, spatial_dims, dropout))
                 width = out_width
-            resample = Upsample(channels=width, spatial_dims=spatial_dims) if level else None
-            self.up.append(CoderLevel(stages, resample))
+            up = Upsample(channels=width, spatial_dims=spatial_dims, use_conv=conv_resampling)
+            self.up.append(CoderLevel(stages, up if level else None))
         self.norm_out: nn.GroupNorm = group_norm(width, eps=EPS)
         self.conv_out = conv(spatial_dims, width, out_channels, 3)
 
@@ -157,23 +176,31 @@ class Decoder(nn.Module):
         for level in self.up:
             h = level(h, gradient_checkpointing)
         h = self.conv_out(silu_of(self.norm_out, h))
-        return h
+        return h.tanh() if self.tanh_output else h
 
     def layers(self) -> list[nn.Module]:
         """What `forward` applies, in order."""
         up = [layer for level in self.up for layer in cast(CoderLevel, level).layers()]
-        return [self.conv_in, *self.middle.layers(), *up, nn.Sequential(self.norm_out, nn.SiLU(), self.conv_out)]
+        out = [self.norm_out, nn.SiLU(), self.conv_out, *([nn.Tanh()] if self.tanh_output else [])]
+        return [self.conv_in, *self.middle.layers(), *up, nn.Sequential(*out)]
 
 
 def _stage(
-    in_channels: int, out_channels: int, attention: bool, spatial_dims: SpatialDims, dropout: float
+    in_channels: int, out_channels: int, attention: bool, linear: bool, spatial_dims: SpatialDims, dropout: float
 ) -> CoderStage:
-    return CoderStage(in_channels, out_channels, attention=attention, spatial_dims=spatial_dims, dropout=dropout)
+    return CoderStage(
+        in_channels,
+        out_channels,
+        attention=attention,
+        linear_attention=linear,
+        spatial_dims=spatial_dims,
+        dropout=dropout,
+    )
 
 
-def _middle(channels: int, attention: bool, spatial_dims: SpatialDims, dropout: float) -> CoderLevel:
+def _middle(channels: int, attention: bool, linear: bool, spatial_dims: SpatialDims, dropout: float) -> CoderLevel:
     """Block, attention, block."""
-    stages = [_stage(channels, channels, here, spatial_dims, dropout) for here in (attention, False)]
+    stages = [_stage(channels, channels, here, linear, spatial_dims, dropout) for here in (attention, False)]
     return CoderLevel(stages, None)
 
 

@@ -62,7 +62,8 @@ def _phases(x: Tensor, weight: Tensor, bias: Tensor | None, odd: tuple[bool, ...
     known, dims = len(odd), x.ndim - 2
     if known == dims:
         part = CONVOLVE[dims](x, weight, bias, padding=1)
-        part = part[(..., *(slice(first, first + n) for first, n in zip(odd, x.shape[2:], strict=True)))]
+        for axis, (first, length) in enumerate(zip(odd, x.shape[2:], strict=True), 2):
+            part = part.narrow(axis, int(first), length)
         return part.movedim(1, -1) if is_channels_last(x) else part
     left, middle, right = weight.unbind(2 + known)
     even = _phases(x, torch.stack([left, middle + right], 2 + known), bias, (*odd, False))
@@ -91,13 +92,17 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve `input` `[batch, in_channels, height, width]`."""
+        y: Tensor
         if not self._may_choose(input, weight):
-            return super()._conv_forward(input, weight, bias)
+            y = super()._conv_forward(input, weight, bias)
+            return y
         if weight.shape[2:] == (1, 1):
-            return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+            y = F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias)
+            return y.permute(0, 3, 1, 2)
         points = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
         if points >= 2 * self.out_channels:
-            return super()._conv_forward(input, weight, bias)
+            y = super()._conv_forward(input, weight, bias)
+            return y
         if points > self.out_channels // 4 or torch.is_grad_enabled():  # which would keep what all points see
             y = super()._conv_forward(input.contiguous(), weight, bias)
         else:
@@ -129,7 +134,7 @@ class Conv2d(nn.Conv2d):
                 input.shape[2:], self.kernel_size, self.stride, padding, self.dilation, strict=True
             )
         )
-        return y.unflatten(2, tuple(size))
+        return y.reshape(*y.shape[:2], *size)
 
 
 def _is_chosen_here(x: Tensor) -> bool:

@@ -122,6 +122,8 @@ class Denoiser:
                 f"network must answer with a tensor, got {type(output).__name__}; wrap it, "
                 "e.g. lambda x, t, c: net(x, t).sample"
             )
+        if output.shape == x.shape and self.variance not in ("learned", "learned_range"):
+            return
         given, got = list(x.shape), list(output.shape)
         twice = [*given[:1], *(2 * channels for channels in given[1:2]), *given[2:]]
         if self.variance in ("learned", "learned_range"):

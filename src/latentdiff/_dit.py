@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from latentdiff._attention import CrossAttention, to_map, to_tokens
-from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_shape
+from latentdiff._checks import SPATIAL, check_choice, check_count, check_floating, check_shape
 from latentdiff._condition import Condition
 from latentdiff._layers import CONVOLUTIONS, Conv, EmbeddingMLP, timestep_embedding, zero_
 from latentdiff._module import Module
@@ -152,12 +152,11 @@ class DiT(Module):
     def _check_arguments(self) -> None:
         """Require that the arguments make a network, before a layer is built."""
         for name in ("in_channels", "out_channels", "dim", "depth", "num_heads", "patch_size", "multiplier"):
-            check_positive(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ("context_dim", "embedding_dim", "num_classes"):
             if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        if self.concat_channels < 0:
-            raise ValueError(f"concat_channels must not be negative, got {self.concat_channels}")
+                check_count(name, getattr(self, name))
+        check_count("concat_channels", self.concat_channels, least=0)
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads must divide dim={self.dim}, got num_heads={self.num_heads}")
         if self.embedding_dim is not None and self.num_classes is not None:

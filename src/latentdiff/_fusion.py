@@ -65,4 +65,5 @@ def geglu(x: Tensor, linear: nn.Module) -> Tensor:
     value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
     if torch.is_grad_enabled():
         return value * F.gelu(gate)
-    return value.mul_(torch.ops.aten.gelu_(gate))
+    torch.ops.aten.gelu_(gate)
+    return value.mul_(gate)

@@ -142,10 +142,16 @@ class EmbeddingMLP(Module):
 
 
 class Downsample(Module):
-    """Halve each spatial axis by a convolution of size 3 with stride 2."""
+    """Halve each spatial axis by a convolution of size 3 with stride 2, or by averaging pairs."""
 
     def __init__(
-        self, *, channels: int, out_channels: int | None = None, spatial_dims: SpatialDims = 2, asymmetric: bool = False
+        self,
+        *,
+        channels: int,
+        out_channels: int | None = None,
+        spatial_dims: SpatialDims = 2,
+        asymmetric: bool = False,
+        use_conv: bool = True,
     ) -> None:
         """Build the convolution.
 
@@ -155,17 +161,27 @@ class Downsample(Module):
             spatial_dims: 1, 2 or 3.
             asymmetric: Pad each axis by one zero at its end only, as the published autoencoders do: size n becomes
                 n // 2. Else by one zero on both sides, as the UNets do: size n becomes (n + 1) // 2.
+            use_conv: Whether there is a convolution; without one, size n becomes (n + 1) // 2.
+
+        Raises:
+            ValueError: If channels change without a convolution.
         """
         super().__init__()
+        _check_channels(channels, out_channels, use_conv)
         self.channels = channels
         self.out_channels = out_channels
         self.spatial_dims = spatial_dims
         self.asymmetric = asymmetric
+        self.use_conv = use_conv
         padding = 0 if asymmetric else 1
-        self.conv: Conv = conv(spatial_dims, channels, out_channels or channels, 3, stride=2, padding=padding)
+        self.conv: Conv | None = None
+        if use_conv:
+            self.conv = conv(spatial_dims, channels, out_channels or channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` `[batch, channels, *spatial]` to `[batch, out_channels, *halved]`."""
+        if self.conv is None:
+            return downsample_average(x)
         if self.asymmetric:
             x = F.pad(x, (0, 1) * self.spatial_dims)
         y: Tensor = self.conv(x)
@@ -175,19 +191,32 @@ class Downsample(Module):
 class Upsample(Module):
     """Double each spatial axis by repetition, then a convolution of size 3."""
 
-    def __init__(self, *, channels: int, out_channels: int | None = None, spatial_dims: SpatialDims = 2) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        out_channels: int | None = None,
+        spatial_dims: SpatialDims = 2,
+        use_conv: bool = True,
+    ) -> None:
         """Build the convolution.
 
         Args:
             channels: Channels of the input.
             out_channels: Channels of the output; None keeps them.
             spatial_dims: 1, 2 or 3.
+            use_conv: Whether there is a convolution, or repetition alone.
+
+        Raises:
+            ValueError: If channels change without a convolution.
         """
         super().__init__()
+        _check_channels(channels, out_channels, use_conv)
         self.channels = channels
         self.out_channels = out_channels
         self.spatial_dims = spatial_dims
-        self.conv: Conv = conv(spatial_dims, channels, out_channels or channels, 3)
+        self.use_conv = use_conv
+        self.conv: Conv | None = conv(spatial_dims, channels, out_channels or channels, 3) if use_conv else None
 
     def forward(self, x: Tensor, size: tuple[int, ...] | None = None) -> Tensor:
         """Map `x` `[batch, channels, *spatial]` to `[batch, out_channels, *size]`.
@@ -196,10 +225,18 @@ class Upsample(Module):
             x: The map to enlarge.
             size: Its size afterwards, for axes that were odd before they were halved; None doubles.
         """
+        if self.conv is None:
+            return upsample_nearest(x, size)
         if is_plain(self.conv) and pays_to_double(x, self.conv) and size in {None, tuple(2 * n for n in x.shape[2:])}:
             return doubled(x, self.conv.weight, self.conv.bias)
         y: Tensor = self.conv(upsample_nearest(x, size))
         return y
+
+
+def _check_channels(channels: int, out_channels: int | None, use_conv: bool) -> None:
+    """Require that only a convolution changes the number of channels."""
+    if not use_conv and out_channels not in {None, channels}:
+        raise ValueError(f"out_channels must be {channels}, the channels, without use_conv, got {out_channels}")
 
 
 class ResidualBlock(Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,18 @@ from latentdiff._typing import Latents, Times
 
 
 def batch_times(t: Times, x: Latents) -> Tensor:
-    """`t`, a number, `[]` or `[batch]`, for each sample of `x` `[batch, ...]`: `[batch]`, on its device."""
+    """`t`, a number, `[]` or `[batch]`, for each sample of `x` `[batch, ...]`: `[batch]`, on its device.
+
+    Raises:
+        TypeError: If it holds anything but real numbers; booleans count as none.
+        ValueError: If it has another shape.
+    """
+    if isinstance(t, bool) or not isinstance(t, Tensor | Real):
+        raise TypeError(f"t must be a number or a tensor, got {type(t).__name__}")
     if not isinstance(t, Tensor):
         return torch.full(x.shape[:1], float(t), device=x.device)
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"t must hold real numbers, got {t.dtype}")
     if t.ndim:
         check_shape("t", t, "batch", batch=x.shape[0])
     return t.to(x.device).expand(x.shape[0])

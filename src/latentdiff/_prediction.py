@@ -34,6 +34,7 @@ In the score's words epsilon is \(-\sigma \nabla \log p_t(x_t)\), and the sample
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final, TypeVar, get_args
 
 import torch
@@ -164,7 +165,17 @@ def convert_prediction(
     check_choice("target", target, PREDICTIONS)
     if source == target:
         return output
-    alpha, sigma = _alike(alpha, sigma)
+    if isinstance(alpha, Tensor) or isinstance(sigma, Tensor) or torch.compiler.is_compiling():
+        of_output, of_input = _factors(source, target, *_alike(alpha, sigma), sigma_data)
+    else:
+        of_output, of_input = _known_factors(source, target, float(alpha), float(sigma), sigma_data)
+    return _combined(of_output, output, of_input, x_t)
+
+
+def _factors(
+    source: Prediction, target: Prediction, alpha: Tensor | float, sigma: Tensor | float, sigma_data: float
+) -> tuple[Tensor | float, Tensor | float]:
+    """What output and input count in a conversion."""
     p, q = _weights(source, alpha, sigma, sigma_data)
     to_p, to_q = _weights(target, alpha, sigma, sigma_data)
     match source:  # p and q are 0 and 1: divided out, so that the limits at both ends are right
@@ -177,7 +188,11 @@ def convert_prediction(
         case _:
             determinant = alpha * q - sigma * p
             of_output, of_input = (alpha * to_q - sigma * to_p) / determinant, (q * to_p - p * to_q) / determinant
-    return _combined(of_output, output, of_input, x_t)
+    return of_output, of_input
+
+
+_known_factors = lru_cache(maxsize=4096)(_factors)
+"""Remembered for numbers: the points of a walk are few."""
 
 
 def edm_input_scale(alpha: Tensor | float, sigma: Tensor | float, sigma_data: float) -> Tensor | float:
@@ -219,6 +234,8 @@ def _inverse(scale: Tensor | float, at_zero: float) -> Tensor | float:
 
 def _combined(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
     """a * x + b * y, by sample; computed in float32 at least."""
+    if x.dtype == y.dtype == torch.float32 and not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        return (x * a).add_(y, alpha=b)
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(working_dtype(dtype)), y.to(working_dtype(dtype))
     if isinstance(b, Tensor):

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_floating, check_positive, check_shape, working_dtype
-from latentdiff._codebook import CodebookAverage, k_means, nearest_codes
+from latentdiff._checks import check_choice, check_count, check_floating, check_shape, working_dtype
+from latentdiff._codebook import CodebookAverage, CodeRestarts, k_means, nearest_codes
 from latentdiff._quantized import CodeGradient, Quantized, Quantizer, check_indices, code_use, pass_gradient
 from latentdiff._typing import Latents
+from latentdiff._value_range import check_values
 
 
 class VectorQuantizer(Quantizer):
@@ -26,7 +27,9 @@ class VectorQuantizer(Quantizer):
     commitment.
 
     With `decay` the codebook has no gradient and no first term: it is a moving average of the vectors it stands for
-    (`CodebookAverage`), updated by `forward` in training mode, over all processes of `torch.distributed`.
+    (`CodebookAverage`), updated by `forward` in training mode, over all processes of `torch.distributed`. With
+    `restart_below`, `forward` in training mode also gives dead codes a new start, with `decay` or without
+    (`CodeRestarts`).
 
     Half precision and autocast are safe: distances, loss and codes are computed in float32 at least.
 
@@ -59,8 +62,8 @@ class VectorQuantizer(Quantizer):
             commitment_weight: Beta, on the term that draws the input to its code.
             codebook_weight: On the term that draws the code to the input; only without `decay`.
             decay: Of the moving average, in [0, 1), such as 0.99; None learns the codebook by gradient.
-            restart_below: With `decay`: a code with fewer vectors a step than this, on average, starts again at a
-                vector of the batch; 0 for never.
+            restart_below: A code with fewer vectors a step than this, on average over as many steps as `decay` says or
+                else over about a hundred, starts again at a vector of the batch; 0 for never.
             cosine: Whether vectors and codes are scaled to length 1 before they are compared (Yu et al. 2021,
                 arXiv:2110.04627, sec. 3.2); latents then have length 1 too.
             gradient: How the gradient passes from codes to vectors: `"straight_through"` as it is, `"rotation"` turned
@@ -70,12 +73,12 @@ class VectorQuantizer(Quantizer):
             ValueError: If a number is out of range, or has no use in this combination.
         """
         super().__init__()
-        check_positive("codebook_size", codebook_size)
-        check_positive("dim", dim)
+        check_count("codebook_size", codebook_size)
+        check_count("dim", dim)
         check_choice("gradient", gradient, get_args(CodeGradient))
-        if commitment_weight < 0 or codebook_weight < 0:
+        if not (0 <= commitment_weight < float("inf") and 0 <= codebook_weight < float("inf")):
             raise ValueError(
-                "commitment_weight and codebook_weight must not be negative, "
+                "commitment_weight and codebook_weight must be finite and not negative, "
                 f"got {commitment_weight} and {codebook_weight}"
             )
         if decay is not None and not 0 <= decay < 1:
@@ -84,8 +87,8 @@ class VectorQuantizer(Quantizer):
             raise ValueError(
                 f"codebook_weight must be left at 1 with decay: there is no such term, got {codebook_weight}"
             )
-        if restart_below < 0 or (restart_below > 0 and decay is None):
-            raise ValueError(f"restart_below must be 0, or positive together with decay, got {restart_below}")
+        if not 0 <= restart_below < float("inf"):
+            raise ValueError(f"restart_below must not be negative, got {restart_below}")
         self.codebook_size = codebook_size
         self.dim = dim
         self.commitment_weight = commitment_weight
@@ -96,8 +99,11 @@ class VectorQuantizer(Quantizer):
         self.gradient: CodeGradient = gradient
         codes = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.average: CodebookAverage | None = None
+        self.restarts: CodeRestarts | None = None
         if decay is None:
             self.codebook = nn.Parameter(codes)
+            if restart_below > 0:
+                self.restarts = CodeRestarts(codebook_size, restart_below=restart_below)
         else:
             self.register_buffer("codebook", codes)
             self.average = CodebookAverage(codes, decay=decay, restart_below=restart_below)
@@ -153,7 +159,9 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def learn(self, z: Latents, indices: Tensor, generator: torch.Generator | None = None) -> None:
-        """With `decay`: take a step of the average, over all processes of `torch.distributed`.
+        """With `decay`: take a step of the average; else count codes and restart those that are dead, if any are to be.
+
+        Both over all processes of `torch.distributed`.
 
         Args:
             z: `[batch, dim, *spatial]`.
@@ -165,6 +173,8 @@ class VectorQuantizer(Quantizer):
         """
         if self.average is not None:
             self.codebook.copy_(self.average.update(self._vectors(z), indices.flatten(), generator))
+        elif self.restarts is not None:
+            self.codebook.copy_(self.restarts.update(self.codebook, self._vectors(z), indices.flatten(), generator))
 
     @torch.no_grad()
     def initialize(self, z: Latents, *, iterations: int = 10, generator: torch.Generator | None = None) -> None:
@@ -176,14 +186,18 @@ class VectorQuantizer(Quantizer):
             generator: For the draw of the first centres.
 
         Raises:
-            ValueError: If the shape does not fit.
-            TypeError: If `z` is not floating.
+            ValueError: If the shape does not fit or a value is not finite.
+            TypeError: If `z` is not floating, or `iterations` no int.
         """
         check_floating("z", z)
         check_shape("z", z, "batch dim ...", dim=self.dim)
+        check_values("z", z, None)
+        check_count("iterations", iterations, least=0)
         self.codebook.copy_(k_means(self._vectors(z), self.codebook_size, iterations, generator))
         if self.average is not None:
             self.average.start(self.codebook)
+        if self.restarts is not None:
+            self.restarts.start()
 
     def _vectors(self, z: Latents) -> Tensor:
         """`z` `[batch, dim, *spatial]` as vectors `[count, dim]`, as they are compared."""
@@ -193,4 +207,6 @@ class VectorQuantizer(Quantizer):
     def _codes(self, dtype: torch.dtype) -> Tensor:
         """The codes `[codebook_size, dim]` as they are compared."""
         codes = self.codebook.to(dtype)
-        return F.normalize(codes, dim=1) if self.cosine else codes
+        if not self.cosine:
+            return codes
+        return F.normalize(codes if self.restarts is None else codes.clone(), dim=1)  # restarts come before gradients

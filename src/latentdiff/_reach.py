@@ -11,8 +11,10 @@ from torch import nn
 
 from latentdiff._attention import SpatialSelfAttention
 from latentdiff._layers import Downsample, Upsample
+from latentdiff._linear_attention import SpatialLinearAttention
 
 CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ATTENTION: Final = (SpatialSelfAttention, SpatialLinearAttention)
 
 
 def reach(layer: nn.Module) -> int:
@@ -28,6 +30,8 @@ def reach(layer: nn.Module) -> int:
     for part in layer.modules():
         if isinstance(part, Upsample):
             step /= 2
+        elif isinstance(part, Downsample) and part.conv is None:
+            step *= 2
         elif isinstance(part, CONVOLUTIONS):
             kernel, stride = part.kernel_size[0], part.stride[0]
             far += step * (kernel // 2 if stride == 1 else kernel - 1)
@@ -58,5 +62,5 @@ def needs_whole(layers: Sequence[nn.Module], size: Sequence[int], points: int) -
         finest = max(step, step * scale(layer))
         step *= scale(layer)
         is_small = math.prod(n * finest for n in size) <= points
-        result.append(is_small or any(isinstance(part, SpatialSelfAttention) for part in layer.modules()))
+        result.append(is_small or any(isinstance(part, ATTENTION) for part in layer.modules()))
     return result

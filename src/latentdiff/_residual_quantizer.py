@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import check_floating, check_positive, check_shape, working_dtype
+from latentdiff._checks import check_count, check_floating, check_shape, working_dtype
 from latentdiff._quantized import CodeGradient, Quantized, Quantizer, check_indices, pass_gradient
 from latentdiff._quantizer import VectorQuantizer
 from latentdiff._typing import Latents
@@ -61,7 +61,7 @@ class ResidualQuantizer(Quantizer):
             ValueError: If a number is out of range, or has no use in this combination.
         """
         super().__init__()
-        check_positive("stages", stages)
+        check_count("stages", stages)
         self.stages = stages
         self.codebook_size = codebook_size
         self.dim = dim
@@ -141,14 +141,14 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def learn(self, z: Latents, indices: Tensor, generator: torch.Generator | None = None) -> None:
-        """With `decay`: let each stage take a step of its average towards the residuals it stood for.
+        """Let each stage learn from the residuals it stood for, as `VectorQuantizer.learn`.
 
         Args:
             z: `[batch, dim, *spatial]`.
             indices: Of `z`, `[batch, stages, *spatial]`.
             generator: For restarts of dead codes.
         """
-        if self.decay is None:
+        if self.decay is None and self.restart_below == 0:
             return
         residual = z.to(working_dtype(z.dtype))
         for stage, one in zip(self._stages, indices.unbind(1), strict=True):

@@ -3,39 +3,45 @@
 A map is a list of bands across its longest axis. Between two groups of layers all bands exist, within a group one at a
 time: it reads as many points of its neighbours as the group's convolutions look beyond it. The statistics of a group
 norm are those of the whole map: one pass over all bands, up to that norm, gathers them for each norm of a group, and a
-last pass goes through. So arithmetic is done again, instead of keeping maps of full size.
+last pass goes through. So arithmetic is done again, instead of keeping maps of full size. In attention the points of a
+band ask those of all bands. A small map is one band, and nothing is done again.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Final, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff._checks import working_dtype
+from latentdiff._attention import SpatialSelfAttention
 from latentdiff._coders import CoderStage
-from latentdiff._layers import Downsample
-from latentdiff._moments import ChannelMoments
-from latentdiff._reach import reach, scale
+from latentdiff._doubling import Doubling
+from latentdiff._gathered_norm import GatheredNorm, NormReachedError
+from latentdiff._layers import Downsample, ResidualBlock, Upsample
+from latentdiff._reach import ATTENTION, reach, scale
+from latentdiff._streamed_attention import attend
 
 THINNEST: Final = 4
 """A band has at least so many times the points that its layers look beyond it, lest it do little but look."""
 
 
-def stream(layers: nn.Sequential, x: Tensor, points: int) -> Tensor:
+ATTENDING: Final = 4
+"""The points of a band, over those that attend at a time: each is projected several times."""
+
+
+def stream(layers: Iterable[nn.Module], x: Tensor, points: int) -> Tensor:
     """Apply `layers` in sequence, band by band; the input is freed as soon as the caller lets go.
 
     Args:
-        layers: Stages without attention, convolutions, norms, activations and resampling.
+        layers: Stages, convolutions, norms, activations and resampling.
         x: `[1, channels, *spatial]`.
-        points: About how many points of a map one band has.
+        points: About how many points of a map one band has; maps of twice as many, or fewer, stay whole.
 
     Returns:
         As `nn.Sequential(*layers)(x)`, to rounding.
@@ -47,22 +53,60 @@ def stream(layers: nn.Sequential, x: Tensor, points: int) -> Tensor:
     del x
     groups = _groups(layers)
     for index, group in enumerate(groups):
-        halvings = sum(isinstance(layer, Downsample) for layer in nn.Sequential(*groups[index:]).modules())
         finest = max(Fraction(1), scale(group))
-        thickness = max(THINNEST * reach(group), int(points / (others * finest**dims)))
-        bands = _stream(group, _recut(bands, thickness, 2**halvings, axis), axis)
+        if _is_streamable_attention(group[0]):
+            parts = bands if index else [band.clone() for band in bands]  # they are written over
+            bands = _recut(parts, max(1, points // (ATTENDING * others)), 1, axis)
+            attend(cast(SpatialSelfAttention, group[0]), bands)
+        elif isinstance(group[0], ATTENTION) or _points(bands) * finest**dims <= 2 * points:
+            bands = _whole(group, bands, axis)
+        else:
+            halvings = sum(isinstance(layer, Downsample) for layer in nn.Sequential(*groups[index:]).modules())
+            thickness = max(THINNEST * reach(group), int(points / (others * finest**dims)))
+            bands = _stream(group, _recut(bands, thickness, 2**halvings, axis), axis)
         others = int(others * scale(group) ** (dims - 1))
     return torch.cat(bands, axis)
 
 
-def _groups(layers: nn.Sequential) -> list[nn.Sequential]:
-    """A residual block each, with what enlarges its input before it and what shrinks its result behind it."""
-    groups: list[list[nn.Module]] = [[]]
-    for layer in layers:
-        if groups[-1] and isinstance(groups[-1][-1], CoderStage | Downsample) and not isinstance(layer, Downsample):
+def _groups(layers: Iterable[nn.Module]) -> list[nn.Sequential]:
+    """A residual block each, with what enlarges its input before it and what shrinks its result behind it.
+
+    Attention stands alone.
+    """
+    groups: list[list[nn.Module]] = []
+    for layer in _parts(layers):
+        last = groups[-1][-1] if groups else None
+        is_end = isinstance(last, (CoderStage, ResidualBlock, Downsample)) and not isinstance(layer, Downsample)
+        if last is None or is_end or isinstance(last, ATTENTION) or isinstance(layer, ATTENTION):
             groups.append([])
         groups[-1].append(layer)
     return [nn.Sequential(*group) for group in groups]
+
+
+def _parts(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """`layers`, stages with attention as their two parts."""
+    for layer in layers:
+        if isinstance(layer, CoderStage) and layer.attention is not None:
+            yield from (layer.block, layer.attention)
+        else:
+            yield layer
+
+
+def _is_streamable_attention(layer: nn.Module) -> bool:
+    """Whether `attend` does what `layer` does."""
+    return isinstance(layer, SpatialSelfAttention) and layer.num_heads == 1 and layer.qkv_order == "separate"
+
+
+def _points(bands: list[Tensor]) -> int:
+    """Points of a map in `bands` `[1, channels, *spatial]`."""
+    return sum(band.shape[2:].numel() for band in bands)
+
+
+def _whole(group: nn.Sequential, bands: list[Tensor], axis: int) -> list[Tensor]:
+    """The one band that `group` makes of the map in `bands`, which is emptied."""
+    x = torch.cat(bands, axis) if len(bands) > 1 else bands[0]
+    bands.clear()
+    return [group(x)]
 
 
 def _recut(bands: list[Tensor], thickness: int, unit: int, axis: int) -> list[Tensor]:
@@ -123,13 +167,13 @@ def _windows(bands: list[Tensor], margin: int, axis: int, *, consume: bool = Fal
 def _stream(group: nn.Sequential, bands: list[Tensor], axis: int) -> list[Tensor]:
     """The bands that `group` makes of `bands`, which is emptied."""
     margin = 2 * math.ceil(reach(group) / 2)  # a window starts at an even point, as strides need it
-    told, norms = _with_gathered_norms(group)
+    told, norms = _twin(group)
     for _ in range(norms):
-        gathering: set[_GatheredNorm] = set()
+        gathering: set[GatheredNorm] = set()
         for window in _windows(bands, margin, axis):
             try:
                 told(window.x)
-            except _NormReachedError as reached:
+            except NormReachedError as reached:
                 reached.norm.gather(window.inner(reached.x))
                 gathering.add(reached.norm)
         for norm in gathering:
@@ -137,54 +181,20 @@ def _stream(group: nn.Sequential, bands: list[Tensor], axis: int) -> list[Tensor
     return [window.inner(told(window.x)).clone() for window in _windows(bands, margin, axis, consume=True)]
 
 
-class _NormReachedError(Exception):
-    """A pass has come to a norm whose statistics are still being gathered; `x` is its input."""
+def _twin(module: nn.Module) -> tuple[nn.Module, int]:
+    """A twin of `module` with the same parameters, whose group norms are gathered, and how many these are.
 
-    def __init__(self, norm: _GatheredNorm, x: Tensor) -> None:
-        super().__init__()
-        self.norm = norm
-        self.x = x
-
-
-class _GatheredNorm(nn.Module):
-    """A group norm whose statistics are first gathered, then given."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
-        self.moments: ChannelMoments | None = None
-        self.is_gathered = False
-
-    def gather(self, x: Tensor) -> None:
-        """Add the values of `x` `[1, channels, *spatial]`."""
-        groups = x.to(working_dtype(x.dtype)).reshape(self.norm.num_groups, -1)
-        mean = groups.mean(1)
-        scatter = (groups - mean[:, None]).square_().sum(1)
-        count = torch.tensor(float(groups.shape[1]), dtype=torch.float64, device=x.device)
-        part = ChannelMoments(count, mean.double(), scatter.double())
-        self.moments = part if self.moments is None else self.moments.merge(part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` `[1, channels, *spatial]`, once the statistics are there."""
-        if not self.is_gathered or self.moments is None:
-            raise _NormReachedError(self, x)
-        norm, dtype = self.norm, working_dtype(x.dtype)
-        repeats = norm.num_channels // norm.num_groups
-        mean, variance = (m.to(dtype).repeat_interleave(repeats) for m in (self.moments.mean, self.moments.variance))
-        # A batch norm in evaluation mode is the affine map of given statistics.
-        return F.batch_norm(x.to(dtype), mean, variance, *_affine(norm, dtype), eps=norm.eps).to(x.dtype)
-
-
-def _affine(norm: nn.GroupNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return norm.weight.to(dtype), norm.bias.to(dtype)
-
-
-def _with_gathered_norms(module: nn.Module) -> tuple[nn.Module, int]:
-    """A twin of `module` with the same parameters, whose group norms are gathered, and how many these are."""
+    It doubles maps by `Doubling`: in each pass again, so that it pays.
+    """
     tensors = [*module.parameters(), *module.buffers()]
     twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-    norms = {name: part for name, part in twin.named_modules() if isinstance(part, nn.GroupNorm)}
-    for name, norm in norms.items():
+    norms = {name: GatheredNorm(part) for name, part in twin.named_modules() if isinstance(part, nn.GroupNorm)}
+    doubled = {
+        name: Doubling(part.conv)
+        for name, part in twin.named_modules()
+        if isinstance(part, Upsample) and part.conv is not None
+    }
+    for name, part in (norms | doubled).items():
         parent, _, leaf = name.rpartition(".")
-        setattr(twin.get_submodule(parent), leaf, _GatheredNorm(norm))
+        setattr(twin.get_submodule(parent), leaf, part)
     return twin, len(norms)

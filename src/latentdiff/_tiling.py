@@ -11,7 +11,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import check_positive
+from latentdiff._checks import check_count
 from latentdiff._layers import Downsample
 from latentdiff._reach import needs_whole, reach, scale
 from latentdiff._streaming import stream
@@ -21,15 +21,15 @@ from latentdiff._streaming import stream
 class Tiling:
     """How an autoencoder works through images that are too large for its memory: sample by sample, in pieces.
 
-    Layers that look at the whole map (attention), all at a lower resolution than theirs, and all whose map is no larger
-    than a tile, work on the whole map as ever. What is left are convolutions and group norms at high resolution:
+    - With `exact`, layers whose map is no larger than a tile work on the whole map as ever. Above that they work on
+      bands across the longest axis, block by block, and each norm gets the statistics of the whole map, gathered over
+      all bands before. The result is that of an untiled pass, to rounding, for about twice the arithmetic.
+    - Else convolutions and norms work tile by tile, but for those at the resolution of attention and below. A tile
+      reads as far beyond its border as its convolutions look, so that these see no border; and tiles overlap once more
+      as far, where their results are blended linearly. What differs from one tile to the next, and from an untiled
+      pass, are the statistics of the norms. Without norms there is no difference.
 
-    - With `exact` they work on bands across the longest axis, block by block, and each norm gets the statistics of the
-      whole map, gathered over all bands before. The result is that of an untiled pass, to rounding, for about twice the
-      arithmetic.
-    - Else they work tile by tile. A tile reads as far beyond its border as its convolutions look, so that these see no
-      border; and tiles overlap once more as far, where their results are blended linearly. What differs from one tile
-      to the next, and from an untiled pass, are the statistics of the norms. Without norms there is no difference.
+    In both, the points of a map ask those of the whole map where there is attention, some at a time.
 
     Attributes:
         size: Of a tile, in points of the image on each axis. A band has half as many points as a tile.
@@ -37,13 +37,14 @@ class Tiling:
 
     Raises:
         ValueError: If `size` is not positive.
+        TypeError: If it is no int.
     """
 
     size: int = 256
     exact: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("size", self.size)
+        check_count("size", self.size)
 
 
 def check_no_gradient(name: str, tensor: Tensor) -> None:
@@ -72,23 +73,21 @@ def run_tiled(layers: Sequence[nn.Module], x: Tensor, tiling: Tiling, *, upwards
         Shaped like the result of `nn.Sequential(*layers)`.
     """
     points = tiling.size ** (x.ndim - 2)
+    if tiling.exact:
+        return torch.cat([stream(layers, sample, points // 2) for sample in x.split(1)])
     whole = [index for index, needs in enumerate(needs_whole(layers, x.shape[2:], points)) if needs]
     if upwards:
         first, last = max(whole, default=-1) + 1, len(layers)
     else:
         first, last = 0, min(whole, default=len(layers))
-    before, after = nn.Sequential(*layers[:first]), nn.Sequential(*layers[last:])
     tiled = nn.Sequential(*layers[first:last])
 
     def run(sample: Tensor) -> Tensor:
-        if first == last:
-            whole_map: Tensor = before(sample)
-            return whole_map
-        if tiling.exact:  # the map before the bands gets no name here, so that it is freed band by band
-            return stream(tiled, before(sample), points // 2)
-        return _blend(tiled, before(sample), tiling.size, upwards)
+        before = stream(layers[:first], sample, points // 2)
+        inside = _blend(tiled, before, tiling.size, upwards) if len(tiled) else before
+        return stream(layers[last:], inside, points // 2)
 
-    return torch.cat([after(run(sample)) for sample in x.split(1)])
+    return torch.cat([run(sample) for sample in x.split(1)])
 
 
 def _blend(layers: nn.Sequential, x: Tensor, size: int, upwards: bool) -> Tensor:

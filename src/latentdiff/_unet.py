@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from latentdiff._attention import QKVOrder, SpatialSelfAttention, SpatialTransformer, seen_context
-from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_shape
+from latentdiff._checks import SPATIAL, check_choice, check_count, check_floating, check_rate, check_shape
 from latentdiff._condition import Condition
 from latentdiff._convolution import as_fast_map
 from latentdiff._fusion import silu_of
@@ -55,6 +55,7 @@ class UNet(Module):
         middle_attention: bool = True,
         num_heads: int | None = None,
         head_dim: int | None = None,
+        num_heads_up: int | None = None,
         context_dim: int | None = None,
         transformer_depth: int | Sequence[int] = 1,
         use_linear_projection: bool = False,
@@ -64,6 +65,7 @@ class UNet(Module):
         concat_channels: int = 0,
         scale_shift_norm: bool = False,
         residual_resampling: bool = False,
+        conv_resampling: bool = True,
         spatial_dims: SpatialDims = 2,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
@@ -81,6 +83,7 @@ class UNet(Module):
             num_heads: Heads of attention; 1 if neither this nor `head_dim` is given.
             head_dim: Channels of a head. If both are given, their product must be the channels wherever there is
                 attention.
+            num_heads_up: Heads on the way up, where they are others than `num_heads`, which alone must then be given.
             context_dim: Size of the context's tokens; None for a network without context.
             transformer_depth: Transformer blocks at a place of attention, one number or one for each level; the middle
                 takes that of the last level.
@@ -92,25 +95,29 @@ class UNet(Module):
             concat_channels: Channels of the condition's `concat`.
             scale_shift_norm: Let time scale and shift the norms rather than be added before them.
             residual_resampling: Let residual blocks change the resolution, rather than single convolutions.
+            conv_resampling: Whether those convolutions are there; without them pairs are averaged on the way down, and
+                points repeated on the way up.
             spatial_dims: 1, 2 or 3.
             dropout: Rate in residual blocks and transformers.
             gradient_checkpointing: Keep less memory in training and compute the stages twice; may be changed later.
 
         Raises:
+            TypeError: If a number is not whole where it counts something.
             ValueError: If a number is out of range, or two arguments do not fit together.
         """
         super().__init__()
         self.in_channels = in_channels
         self.out_channels: int = in_channels if out_channels is None else out_channels
         self.base_channels = base_channels
-        self.channel_multipliers: tuple[int, ...] = tuple(channel_multipliers)
-        self.blocks_per_level: int | tuple[int, ...] = _plain(blocks_per_level)
-        self.attention_levels: tuple[int, ...] = tuple(attention_levels)
+        self.channel_multipliers: tuple[int, ...] = _whole("channel_multipliers", channel_multipliers)
+        self.blocks_per_level: int | tuple[int, ...] = _plain("blocks_per_level", blocks_per_level)
+        self.attention_levels: tuple[int, ...] = _whole("attention_levels", attention_levels)
         self.middle_attention = middle_attention
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.num_heads_up = num_heads_up
         self.context_dim = context_dim
-        self.transformer_depth: int | tuple[int, ...] = _plain(transformer_depth)
+        self.transformer_depth: int | tuple[int, ...] = _plain("transformer_depth", transformer_depth)
         self.use_linear_projection = use_linear_projection
         self.qkv_order: QKVOrder = qkv_order
         self.embedding_dim = embedding_dim
@@ -118,6 +125,7 @@ class UNet(Module):
         self.concat_channels = concat_channels
         self.scale_shift_norm = scale_shift_norm
         self.residual_resampling = residual_resampling
+        self.conv_resampling = conv_resampling
         self.spatial_dims: SpatialDims = spatial_dims
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
@@ -129,16 +137,22 @@ class UNet(Module):
         check_choice("spatial_dims", self.spatial_dims, (1, 2, 3))
         check_choice("qkv_order", self.qkv_order, ("legacy", "new"))
         for name in ("in_channels", "out_channels"):
-            check_positive(name, getattr(self, name))
-        for name in ("num_heads", "head_dim", "context_dim", "embedding_dim", "num_classes"):
+            check_count(name, getattr(self, name))
+        for name in ("num_heads", "head_dim", "num_heads_up", "context_dim", "embedding_dim", "num_classes"):
             if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
+                check_count(name, getattr(self, name))
+        check_count("base_channels", self.base_channels)
+        check_count("concat_channels", self.concat_channels, least=0)
+        check_rate("dropout", self.dropout)
         if self.base_channels < 2:
             raise ValueError(f"base_channels must be 2 or more, for a sine and a cosine, got {self.base_channels}")
-        if self.concat_channels < 0:
-            raise ValueError(f"concat_channels must not be negative, got {self.concat_channels}")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout must be in [0, 1], got {self.dropout}")
+        if self.num_heads_up is not None and (self.num_heads is None or self.head_dim is not None):
+            raise ValueError(
+                "num_heads_up must be None unless num_heads is given and head_dim is not, got "
+                f"{self.num_heads_up} with num_heads={self.num_heads} and head_dim={self.head_dim}"
+            )
+        if self.residual_resampling and not self.conv_resampling:
+            raise ValueError("conv_resampling must be True with residual_resampling, got False")
         if self.embedding_dim is not None and self.num_classes is not None:
             raise ValueError(
                 "embedding_dim and num_classes must not both be given, as a condition's embedding is a vector or a "
@@ -198,7 +212,7 @@ class UNet(Module):
         up: list[UpLevel] = []
         for level in reversed(range(levels)):
             inputs = [width, *[widths[level]] * blocks[level]]
-            stages = [self._stage(channels + skips.pop(), level) for channels in inputs]
+            stages = [self._stage(channels + skips.pop(), level, is_up=True) for channels in inputs]
             width = widths[level]
             up.append(UpLevel(stages, self._upsample(width) if level else None))
         self.up: nn.ModuleList = nn.ModuleList(reversed(up))  # numbered by level, as `down` is
@@ -206,10 +220,10 @@ class UNet(Module):
         self.norm_out: nn.GroupNorm = group_norm(width, eps=1e-5)
         self.conv_out: Conv = zero_(conv(self.spatial_dims, width, self.out_channels, 3))
 
-    def _stage(self, in_channels: int, level: int) -> Stage:
-        """A stage of `level` on `in_channels` channels."""
+    def _stage(self, in_channels: int, level: int, is_up: bool = False) -> Stage:
+        """A stage of `level` on `in_channels` channels, of the way down or up."""
         width = self.base_channels * self.channel_multipliers[level]
-        attention = self._attention(width, level) if level in self.attention_levels else None
+        attention = self._attention(width, level, is_up) if level in self.attention_levels else None
         return Stage(self._block(in_channels, width), attention)
 
     def _block(
@@ -229,15 +243,15 @@ class UNet(Module):
     def _downsample(self, channels: int) -> Downsample | ResidualBlock:
         if self.residual_resampling:
             return self._block(channels, resample="down")
-        return Downsample(channels=channels, spatial_dims=self.spatial_dims)
+        return Downsample(channels=channels, spatial_dims=self.spatial_dims, use_conv=self.conv_resampling)
 
     def _upsample(self, channels: int) -> Upsample | ResidualBlock:
         if self.residual_resampling:
             return self._block(channels, resample="up")
-        return Upsample(channels=channels, spatial_dims=self.spatial_dims)
+        return Upsample(channels=channels, spatial_dims=self.spatial_dims, use_conv=self.conv_resampling)
 
-    def _attention(self, channels: int, level: int) -> Attention:
-        heads, head_dim = self._heads(channels)
+    def _attention(self, channels: int, level: int, is_up: bool = False) -> Attention:
+        heads, head_dim = self._heads(channels, is_up)
         if self.context_dim is None:
             return SpatialSelfAttention(channels=channels, num_heads=heads, qkv_order=self.qkv_order, zero_output=True)
         return SpatialTransformer(
@@ -251,17 +265,19 @@ class UNet(Module):
             dropout=self.dropout,
         )
 
-    def _heads(self, channels: int) -> tuple[int, int]:
+    def _heads(self, channels: int, is_up: bool) -> tuple[int, int]:
         """Number of heads over `channels`, and channels of each."""
-        if self.num_heads is not None:
-            heads, head_dim = self.num_heads, self.head_dim or channels // self.num_heads
+        name = "num_heads_up" if is_up and self.num_heads_up is not None else "num_heads"
+        number: int | None = getattr(self, name)
+        if number is not None:
+            heads, head_dim = number, self.head_dim or channels // number
         else:
             head_dim = self.head_dim or channels
             heads = channels // head_dim
         if heads * head_dim != channels:
             raise ValueError(
-                f"num_heads times head_dim must be the {channels} channels of a level with attention, "
-                f"got num_heads={self.num_heads} and head_dim={self.head_dim}"
+                f"{name} times head_dim must be the {channels} channels of a level with attention, "
+                f"got {name}={number} and head_dim={self.head_dim}"
             )
         return heads, head_dim
 
@@ -333,9 +349,23 @@ class UNet(Module):
         return class_vectors(self.class_embedding, embedding)
 
 
-def _plain(given: int | Sequence[int]) -> int | tuple[int, ...]:
+def _plain(name: str, given: int | Sequence[int]) -> int | tuple[int, ...]:
     """One number, or one for each level as a tuple."""
-    return given if isinstance(given, int) else tuple(given)
+    if isinstance(given, Iterable):
+        return _whole(name, given)
+    check_count(name, given, least=0)
+    return given
+
+
+def _whole(name: str, given: object) -> tuple[int, ...]:
+    """Whole numbers as a tuple."""
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise TypeError(f"{name} must be ints, one a level, got {given!r}")
+    numbers = tuple(given)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"{name} must be ints, one a level, got {numbers!r}")
+    return numbers
 
 
 def _per_level(given: int | tuple[int, ...], levels: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -35,8 +36,7 @@ def check_values(name: str, tensor: Tensor, value_range: tuple[float, float] | N
     Raises:
         ValueError: If a value is outside or not a number.
     """
-    limits = torch.finfo(tensor.dtype)
-    check_range(name, tensor, *((limits.min, limits.max) if value_range is None else value_range))
+    check_range(name, tensor, *((-math.inf, math.inf) if value_range is None else value_range))
 
 
 def warn_of_unit_range(x: Tensor, stacklevel: int) -> bool:

@@ -56,10 +56,13 @@ def read_config(config: str | os.PathLike[str] | Mapping[str, JSON]) -> Node:
 
     Raises:
         ImportError: If PyYAML is needed and not installed.
+        TypeError: If `config` is neither.
         CheckpointError: If the file is missing or holds no mapping.
     """
     if isinstance(config, Mapping):
         return Node(config, "")
+    if not isinstance(config, str | os.PathLike):
+        raise TypeError(f"config must be a YAML file or what it holds, a mapping, got {type(config).__name__}")
     path = Path(config)
     if not path.is_file():
         raise CheckpointError(f"config must be a YAML file, but there is no file {path}")
@@ -131,13 +134,13 @@ def _autoencoder(
         *("z_channels", "double_z", "attn_type", "resamp_with_conv", "use_linear_attn", "tanh_out", "give_pre_end"),
     )
     coders.require("double_z", bottleneck == "kl")
-    coders.require("attn_type", "vanilla", "none", "vanilla-xformers")
-    coders.require("resamp_with_conv", True)
-    for name in ("use_linear_attn", "tanh_out", "give_pre_end"):
-        coders.require(name, False)
+    coders.require("attn_type", "vanilla", "none", "vanilla-xformers", "linear")
+    coders.require("give_pre_end", False)
     multipliers = coders.integers("ch_mult", (1, 2, 4, 8))
     resolution, attended = coders.integer("resolution"), coders.integers("attn_resolutions")
-    has_attention = coders.text("attn_type", "vanilla") != "none"
+    is_linear = coders.flag("use_linear_attn", False)
+    kind = "linear" if is_linear else coders.text("attn_type", "vanilla")
+    has_attention = kind != "none"
     return Autoencoder(
         in_channels=coders.integer("in_channels"),
         out_channels=coders.integer("out_ch"),
@@ -148,6 +151,9 @@ def _autoencoder(
         blocks_per_level=coders.integer("num_res_blocks"),
         attention_levels=[i for i in range(len(multipliers)) if has_attention and resolution // 2**i in attended],
         middle_attention=has_attention,
+        linear_attention=kind == "linear",
+        conv_resampling=coders.flag("resamp_with_conv", True),
+        tanh_output=coders.flag("tanh_out", False),
         bottleneck=bottleneck,
         codebook_size=codebook_size,
         commitment_weight=commitment_weight,
@@ -222,16 +228,15 @@ def build_unet(model: Node, latent_channels: int) -> UNet:
         *("use_new_attention_order", "use_spatial_transformer", "transformer_depth", "context_dim", "n_embed"),
         *("legacy", "use_linear_in_transformer", "adm_in_channels", "use_bf16"),
     )
-    params.require("conv_resample", True)
-    params.require("num_heads_upsample", -1, params.integer("num_heads", -1))
     params.require("n_embed")
-    params.require("dims", 1, 2, 3)
+    params.require("dims", 2)  # as the latents of every first stage; volumes keep their depth in the original
     multipliers = params.integers("channel_mult", (1, 2, 4, 8))
     attended = params.integers("attention_resolutions")
     is_transformer = params.flag("use_spatial_transformer", False)
     classes = params.entries.get("num_classes")
-    in_channels, dims = params.integer("in_channels"), params.integer("dims", 2)
+    in_channels = params.integer("in_channels")
     head_dim = params.integer("num_head_channels", -1)
+    residual_resampling = params.flag("resblock_updown", False)
     return UNet(
         in_channels=latent_channels,
         concat_channels=in_channels - latent_channels,
@@ -242,6 +247,7 @@ def build_unet(model: Node, latent_channels: int) -> UNet:
         attention_levels=[level for level in range(len(multipliers)) if 2**level in attended],
         num_heads=params.integer("num_heads") if head_dim == -1 else None,
         head_dim=None if head_dim == -1 else head_dim,
+        num_heads_up=_heads_up(params),
         context_dim=params.integer("context_dim") if is_transformer else None,
         transformer_depth=params.one_or_more("transformer_depth", 1),
         use_linear_projection=params.flag("use_linear_in_transformer", False),
@@ -249,10 +255,18 @@ def build_unet(model: Node, latent_channels: int) -> UNet:
         embedding_dim=params.integer("adm_in_channels") if classes == "sequential" else None,
         num_classes=params.integer("num_classes") if classes not in {None, "sequential"} else None,
         scale_shift_norm=params.flag("use_scale_shift_norm", False),
-        residual_resampling=params.flag("resblock_updown", False),
-        spatial_dims=1 if dims == 1 else 2 if dims == 2 else 3,
+        residual_resampling=residual_resampling,
+        conv_resampling=residual_resampling or params.flag("conv_resample", True),
         dropout=params.number("dropout", 0.0),
     )
+
+
+def _heads_up(params: Node) -> int | None:
+    """Heads on the way up, where the original listens to them: in plain attention that is told the number of heads."""
+    heads = params.integer("num_heads_upsample", -1)
+    is_told = params.integer("num_head_channels", -1) == -1 and params.flag("legacy", True)
+    is_heard = is_told and not params.flag("use_spatial_transformer", False)
+    return heads if is_heard and heads not in {-1, params.integer("num_heads")} else None
 
 
 # Condition encoders

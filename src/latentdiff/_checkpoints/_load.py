@@ -55,6 +55,7 @@ def load(
         CheckpointError: If the file is missing, damaged, truncated, of another kind, names an unknown class, or its
             tensors do not fit the module; says which are missing, unexpected and misshapen.
         ImportError: If a YAML file is given and PyYAML is not installed.
+        TypeError: If `config` is neither a path nor a mapping.
         ValueError: If an argument has no use with the others.
     """
     if config is None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from latentdiff._attention import SpatialTransformer
 from latentdiff._autoencoder import Autoencoder
-from latentdiff._coders import CoderLevel
+from latentdiff._coders import CoderLevel, CoderStage, Decoder, Encoder
 from latentdiff._condition import ClassEncoder, ConditionEncoder, LayoutEncoder, SpatialEncoder, TextEncoder
 from latentdiff._layers import ResidualBlock
+from latentdiff._linear_attention import SpatialLinearAttention
 from latentdiff._unet import UNet
 from latentdiff._unet_levels import Attention, DownLevel, Stage, UpLevel
 
@@ -72,6 +73,7 @@ CODER_BLOCK: Final = {
     "conv2": "conv2",
     "shortcut": "nin_shortcut",
 }
+LINEAR_ATTENTION: Final = {name: name for name in ("to_qkv", "to_out")}
 CODER_ATTENTION: Final = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
 
 
@@ -111,16 +113,18 @@ def autoencoder_places(autoencoder: Autoencoder) -> Iterator[Place]:
     """The layers of a first stage; the original counts the levels of both coders from full size down, as we do not."""
     levels, axes = len(autoencoder.channel_multipliers), autoencoder.spatial_dims
     for side, path, resampling in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
-        coder = cast(nn.Module, getattr(autoencoder, side))
+        coder = cast(Encoder | Decoder, getattr(autoencoder, side))
         yield from renamed(side, side, {name: name for name in ("conv_in", "norm_out", "conv_out")})
         for index, level in enumerate(cast(Sequence[CoderLevel], getattr(coder, path))):
             ours = f"{side}.{path}.{index}"
             theirs = f"{side}.{path}.{index if path == 'down' else levels - 1 - index}"
-            for number in range(len(level.stages)):
-                yield from _coder_places(f"{ours}.stages.{number}", theirs, f"block.{number}", f"attn.{number}", axes)
+            for number, stage in enumerate(cast(Sequence[CoderStage], level.stages)):
+                names = (f"{ours}.stages.{number}", theirs, f"block.{number}", f"attn.{number}")
+                yield from _coder_places(stage, *names, axes)
             yield Place(f"{ours}.resample.conv", f"{theirs}.{resampling}.conv")
-        yield from _coder_places(f"{side}.middle.stages.0", f"{side}.mid", "block_1", "attn_1", axes)
-        yield from _coder_places(f"{side}.middle.stages.1", f"{side}.mid", "block_2", "", axes)
+        first, last = cast(Sequence[CoderStage], coder.middle.stages)
+        yield from _coder_places(first, f"{side}.middle.stages.0", f"{side}.mid", "block_1", "attn_1", axes)
+        yield from _coder_places(last, f"{side}.middle.stages.1", f"{side}.mid", "block_2", "", axes)
     yield from renamed("", "", {name: name for name in ("quant_conv", "post_quant_conv")})
     yield Place("quantizer.codebook", "quantize.embedding.weight")
 
@@ -199,8 +203,9 @@ def _resampling(layer: nn.Module, ours: str, theirs: str, name: str) -> Iterator
         yield Place(f"{ours}.conv", f"{theirs}.{name}")
 
 
-def _coder_places(ours: str, theirs: str, block: str, attention: str, axes: int) -> Iterator[Place]:
+def _coder_places(stage: CoderStage, ours: str, theirs: str, block: str, attention: str, axes: int) -> Iterator[Place]:
     """A block and its attention of a first stage, whose projections are convolutions of size 1 there."""
     yield from renamed(f"{ours}.block", f"{theirs}.{block}", CODER_BLOCK)
     yield Place(f"{ours}.attention.norm", f"{theirs}.{attention}.norm")
-    yield from renamed(f"{ours}.attention", f"{theirs}.{attention}", CODER_ATTENTION, axes=axes)
+    projections = LINEAR_ATTENTION if isinstance(stage.attention, SpatialLinearAttention) else CODER_ATTENTION
+    yield from renamed(f"{ours}.attention", f"{theirs}.{attention}", projections, axes=axes)

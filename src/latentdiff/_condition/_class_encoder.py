@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_positive, check_shape
+from latentdiff._checks import check_choice, check_count, check_shape
 from latentdiff._condition._condition import Condition
 from latentdiff._condition._encoder import ConditionEncoder, Routing, check_integers
 
@@ -41,8 +41,8 @@ class ClassEncoder(ConditionEncoder):
             ValueError: If a number is out of range, or `routing` or `null_kind` is unknown.
         """
         super().__init__(dropout=dropout)
-        check_positive("num_classes", num_classes)
-        check_positive("dim", dim)
+        check_count("num_classes", num_classes)
+        check_count("dim", dim)
         check_choice("routing", routing, get_args(Routing))
         check_choice("null_kind", null_kind, ("learned", "zeros"))
         self.num_classes = num_classes

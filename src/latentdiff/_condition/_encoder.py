@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from latentdiff._checks import check_shape
+from latentdiff._checks import check_rate, check_shape
 from latentdiff._condition._condition import Condition
 from latentdiff._module import Module
 from latentdiff._noise import draw_uniform
@@ -45,8 +45,7 @@ class ConditionEncoder(Module, ABC):
             ValueError: If it is out of range.
         """
         super().__init__()
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be in [0, 1], got {dropout}")
+        check_rate("dropout", dropout)
         self.dropout = dropout
         self.register_buffer("null_trained", torch.tensor(False))
 
@@ -91,8 +90,7 @@ class ConditionEncoder(Module, ABC):
             ValueError: If `probability` is out of range.
         """
         probability = self.dropout if probability is None else probability
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be in [0, 1], got {probability}")
+        check_rate("probability", probability)
         if probability == 0:
             return condition
         if self.training:

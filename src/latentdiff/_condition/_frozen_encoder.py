@@ -10,7 +10,7 @@ from typing import Final, Literal, Protocol, Self, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_positive
+from latentdiff._checks import check_choice, check_count
 from latentdiff._condition._condition import Condition
 from latentdiff._condition._encoder import ConditionEncoder, NullKind, named_parts
 from latentdiff._condition._extras import import_extra
@@ -97,7 +97,7 @@ class FrozenEncoder(ConditionEncoder):
         check_choice("null_kind", null_kind, get_args(NullKind))
         check_choice("routing", routing, get_args(FrozenRouting))
         check_choice("spatial_dims", spatial_dims, (1, 2, 3))
-        check_positive("max_length", max_length)
+        check_count("max_length", max_length)
         if module is not None and pretrained is not None:
             raise ValueError("module must be None where pretrained is given, got both")
         if null_kind == "empty" and pretrained is None:
@@ -177,7 +177,7 @@ class FrozenEncoder(ConditionEncoder):
 
         Raises:
             TypeError: If `y` or the module's output is something else.
-            ValueError: If no module is attached.
+            ValueError: If no module is attached, or its output has another size than `dim`.
         """
         if self.module is None:
             raise ValueError("module must be attached before use, as the file it was loaded from does not hold it")
@@ -221,6 +221,9 @@ class FrozenEncoder(ConditionEncoder):
             module.to(self.null_trained.device)
 
     def _condition(self, output: Tensor, mask: Tensor | None = None) -> Condition:
+        axis = 1 if self.routing == "concat" else -1
+        if self.dim is not None and output.ndim > 1 and output.shape[axis] != self.dim:
+            raise ValueError(f"module must return vectors of dim={self.dim}, got {list(output.shape)}")
         match self.routing:
             case "context":
                 return Condition(context=output, context_mask=mask)

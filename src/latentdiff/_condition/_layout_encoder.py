@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_floating, check_positive, check_range, check_shape
+from latentdiff._checks import check_choice, check_count, check_floating, check_range, check_shape
 from latentdiff._condition._condition import Condition
 from latentdiff._condition._encoder import ConditionEncoder, check_integers, check_mask, named_parts
 from latentdiff._condition._token_transformer import TokenTransformer
@@ -72,9 +72,8 @@ class LayoutEncoder(ConditionEncoder):
         super().__init__(dropout=dropout)
         check_choice("null_kind", null_kind, ("empty", "learned"))
         for name, value in (("num_classes", num_classes), ("max_objects", max_objects)):
-            check_positive(name, value)
-        if sections < 2:
-            raise ValueError(f"sections must be 2 or more, got {sections}")
+            check_count(name, value)
+        check_count("sections", sections, least=2)
         needed = max(num_classes, sections**2) + 1
         if vocabulary_size is not None and vocabulary_size < needed:
             raise ValueError(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Final, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff._checks import SPATIAL, check_choice, check_floating, check_positive, check_range, check_shape, like
+from latentdiff._checks import (
+    SPATIAL,
+    check_choice,
+    check_count,
+    check_floating,
+    check_positive,
+    check_range,
+    check_shape,
+    like,
+)
 from latentdiff._condition._condition import Condition
 from latentdiff._condition._encoder import ConditionEncoder, named_parts
 from latentdiff._layers import CONVOLUTIONS, Conv, timestep_embedding
@@ -80,13 +91,14 @@ class SpatialEncoder(ConditionEncoder):
             ValueError: If a number is out of range, a choice is unknown, or two arguments do not fit together.
         """
         super().__init__(dropout=dropout)
-        check_positive("in_channels", in_channels)
+        check_count("in_channels", in_channels)
+        if out_channels is not None:
+            check_count("out_channels", out_channels)
+        check_count("num_stages", num_stages, least=0)
         check_positive("factor", factor)
         check_choice("resize", resize, get_args(Resize))
         check_choice("spatial_dims", spatial_dims, (1, 2, 3))
         check_choice("null_kind", null_kind, ("zeros", "learned"))
-        if num_stages < 0:
-            raise ValueError(f"num_stages must not be negative, got {num_stages}")
         if resize == "cubic" and spatial_dims != 2:
             raise ValueError(f"resize must not be 'cubic', which is for images, for spatial_dims={spatial_dims}")
         if bias and out_channels is None:
@@ -105,7 +117,7 @@ class SpatialEncoder(ConditionEncoder):
         self.resize: Resize = resize
         self.bias = bias
         self.has_mask = has_mask
-        self.mask_range: tuple[float, float] = (mask_range[0], mask_range[1])
+        self.mask_range: tuple[float, float] = _pair(mask_range)
         self.max_noise_level = max_noise_level
         self.embedding_dim = embedding_dim
         self.spatial_dims: SpatialDims = spatial_dims
@@ -148,7 +160,13 @@ class SpatialEncoder(ConditionEncoder):
             embedding = timestep_embedding(1000.0 * level, self.embedding_dim)
             if "level" in parts:
                 x = self._noisy(x, level, parts.get("noise"))
+        size = list(x.shape[2:])
         for _ in range(self.num_stages):
+            if min(x.shape[2:]) * self.factor < 1:
+                raise ValueError(
+                    f"image must keep a point on each axis through num_stages={self.num_stages} by factor="
+                    f"{self.factor:g}, got size {size}"
+                )
             mode = {"linear": LINEAR[self.spatial_dims], "cubic": "bicubic"}.get(self.resize, self.resize)
             x = F.interpolate(x, scale_factor=self.factor, mode=mode)
         if self.to_channels is not None:
@@ -214,6 +232,8 @@ class SpatialEncoder(ConditionEncoder):
 
     def _level(self, level: object, x: Tensor) -> Tensor:
         """The noise level of each sample of `x`, `[batch]`."""
+        if isinstance(level, bool) or not isinstance(level, Tensor | Real):
+            raise TypeError(f"level must be a number or a tensor, got {type(level).__name__}")
         levels = torch.as_tensor(level, dtype=torch.float32, device=x.device)
         if levels.ndim:
             check_shape("level", levels, "batch", batch=x.shape[0])
@@ -240,3 +260,10 @@ class SpatialEncoder(ConditionEncoder):
         check_range("mask", mask, 0.0, 1.0)
         low, high = self.mask_range
         return low + (high - low) * F.interpolate(mask.to(x), size=tuple(x.shape[2:]), mode="nearest")
+
+
+def _pair(numbers: object) -> tuple[float, float]:
+    """Two numbers, as a tuple."""
+    if not isinstance(numbers, Sequence) or len(numbers) != 2:
+        raise ValueError(f"mask_range must be what 0 and 1 of a mask become, two numbers, got {numbers!r}")
+    return (numbers[0], numbers[1])

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_shape
+from latentdiff._checks import check_choice, check_count, check_shape
 from latentdiff._condition._condition import Condition
 from latentdiff._condition._encoder import ConditionEncoder, check_integers, check_mask, named_parts
 from latentdiff._condition._extras import import_extra
@@ -107,6 +107,8 @@ class TextEncoder(ConditionEncoder):
         """
         super().__init__(dropout=dropout)
         check_choice("null_kind", null_kind, ("empty", "learned"))
+        for name, value in (("vocabulary_size", vocabulary_size), ("max_length", max_length)):
+            check_count(name, value)
         if not 0 <= pad_id < vocabulary_size:
             raise ValueError(f"pad_id must be in [0, {vocabulary_size - 1}], got {pad_id}")
         if len(empty_prompt) > max_length or any(not 0 <= token < vocabulary_size for token in empty_prompt):
@@ -227,6 +229,11 @@ class TextEncoder(ConditionEncoder):
 
 
 def _to_json(tokenizer: object) -> str | None:
+    if isinstance(tokenizer, str) and not tokenizer.lstrip().startswith("{"):
+        raise ValueError(
+            "tokenizer must be the JSON of a tokenizers.Tokenizer, as in a tokenizer.json, got the text "
+            f"{tokenizer[:20]!r}"
+        )
     if tokenizer is None or isinstance(tokenizer, str):
         return tokenizer
     if isinstance(tokenizer, _Serializable):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff._attention import CrossAttention
-from latentdiff._checks import check_positive, check_range, check_shape
+from latentdiff._checks import check_count, check_range, check_shape
 from latentdiff._condition._encoder import check_integers
 from latentdiff._module import Module
 from latentdiff._typing import Tokens
@@ -79,8 +79,8 @@ class TokenTransformer(Module):
         """
         super().__init__()
         for name, value in (("vocabulary_size", vocabulary_size), ("max_length", max_length), ("dim", dim)):
-            check_positive(name, value)
-        check_positive("depth", depth)
+            check_count(name, value)
+        check_count("depth", depth)
         self.vocabulary_size = vocabulary_size
         self.max_length = max_length
         self.dim = dim

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latentdiff._checks import check_shape
+from latentdiff._value_range import check_values
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
@@ -25,12 +26,14 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
         The squared distance, at least 0.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit or a value is not finite.
     """
     check_shape("features", features, "samples dim")
     check_shape("reference", reference, "samples dim", dim=features.shape[1])
     if min(len(features), len(reference)) < 2:
         raise ValueError(f"features must hold at least two samples, got {len(features)} and {len(reference)}")
+    for name, tensor in (("features", features), ("reference", reference)):
+        check_values(name, tensor.double(), None)
     a, b = features.double(), reference.double()
     cov_a, cov_b = (torch.cov(x.T).reshape(x.shape[1], x.shape[1]) for x in (a, b))
     root = _square_root(cov_a)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol, Self, TypeAlias, cast, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from latentdiff._autoencoder import AutoencoderOutput
-from latentdiff._checks import check_choice, check_floating, check_shape, working_dtype
+from latentdiff._checks import check_choice, check_count, check_floating, check_shape, working_dtype
 from latentdiff._distributions import DiagonalGaussian
 from latentdiff._module import Module
 from latentdiff._typing import Images
@@ -202,8 +203,9 @@ class AutoencoderLoss(Module):
             weight: float = getattr(self, f"{name}_weight")
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name}_weight must not be negative, got {weight}")
-        if self.start_step < 0:
-            raise ValueError(f"start_step must not be negative, got {self.start_step}")
+        check_count("start_step", self.start_step, least=0)
+        if not math.isfinite(self.initial_log_variance):
+            raise ValueError(f"initial_log_variance must be finite, got {self.initial_log_variance}")
         if self.perceptual is None and self.perceptual_weight != 1:
             raise ValueError(f"perceptual_weight must be left at 1 without perceptual, got {self.perceptual_weight}")
         if self.discriminator is None:

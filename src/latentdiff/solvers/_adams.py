@@ -5,7 +5,7 @@ The three solvers differ in the variable of that polynomial: the noise level, it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -37,10 +37,15 @@ def remembered(state: object) -> History:
     return state if isinstance(state, tuple) else ()
 
 
-def nodes_of(history: History, now: Point, to: Point, coordinate: Callable[[Point], float]) -> list[float]:
-    """Where the estimates lie in a coordinate that is 0 at `now` and 1 at `to`."""
+def points_of(history: History) -> tuple[Point, ...]:
+    """Where the estimates were made."""
+    return tuple(point for point, _ in history)
+
+
+def nodes_of(points: Sequence[Point], now: Point, to: Point, coordinate: Callable[[Point], float]) -> list[float]:
+    """Where `points` lie in a coordinate that is 0 at `now` and 1 at `to`."""
     start, length = coordinate(now), coordinate(to) - coordinate(now)
-    return [(coordinate(point) - start) / length for point, _ in history]
+    return [(coordinate(point) - start) / length for point in points]
 
 
 def integral(history: History, nodes: list[float], moments: list[float], scale: float) -> list[tuple[float, Tensor]]:
@@ -83,7 +88,7 @@ class LMS(Solver):
         if is_noise(now) or not to.alpha:
             return Stepped(straight(denoised, to), denoised)
         history = ((now, denoised.noise), *remembered(state))[: self.order]
-        nodes = nodes_of(history, now, to, lambda point: point.noise_level)
+        nodes = nodes_of(points_of(history), now, to, lambda point: point.noise_level)
         length = to.sigma - to.alpha * now.noise_level
         terms = integral(history, nodes, [1 / (m + 1) for m in range(len(nodes))], length)
         return Stepped(weighted_sum((to.alpha / now.alpha, x), *terms), denoised, history)
@@ -114,7 +119,7 @@ class DEIS(Solver):
         if is_end(now, to):
             return Stepped(straight(denoised, to), denoised)
         history = ((now, denoised.noise), *remembered(state))[: self.order]
-        nodes = nodes_of(history, now, to, lambda point: point.half_log_snr)
+        nodes = nodes_of(points_of(history), now, to, lambda point: point.half_log_snr)
         h = to.half_log_snr - now.half_log_snr
         moments = exponential_moments(-h, len(nodes))  # e^(-h u) = e^(-h) e^(h (1 - u))
         terms = integral(history, nodes, moments, -to.sigma * h)
@@ -128,10 +133,16 @@ class PLMS(Solver):
     On even times the weights are the published (55, -59, 37, -9) / 24 (arXiv 2202.09778). The first step asks the
     network twice, as the authors of latent diffusion do. It is of fourth order in name: since steps even in time are
     not even on the path, it converges with the second.
+
+    Attributes:
+        published: Whether the weights are those of even times in every step, as in the authors' code, where the last
+            step is shorter than the others.
     """
 
     order: ClassVar[int] = 2
     default_spacing: ClassVar[Mapping[Beginning, Spacing]] = FOLLOWING_NOISE
+
+    published: bool = False
 
     def step(self, denoise: Evaluation, x: Latents, now: Point, to: Point, state: object) -> Stepped:
         """One call of the network, two in the first step."""
@@ -139,7 +150,9 @@ class PLMS(Solver):
         if is_noise(now) or not to.alpha:
             return Stepped(straight(denoised, to), denoised)
         history = ((now, denoised.noise), *remembered(state))[:4]
-        nodes = nodes_of(history, now, to, lambda point: point.t)
+        nodes = [-float(i) for i in range(len(history))]
+        if not self.published:
+            nodes = nodes_of(points_of(history), now, to, lambda point: point.t)
         noise = weighted_sum(*integral(history, nodes, [1 / (m + 1) for m in range(len(nodes))], 1.0))
         if len(history) == 1 and not is_end(now, to):
             noise = (noise + denoise(straight(denoised, to), to).noise) / 2
