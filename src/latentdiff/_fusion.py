@@ -62,7 +62,8 @@ def geglu(x: Tensor, linear: nn.Module) -> Tensor:
         return value * F.gelu(gate)
     weights = linear.weight.unflatten(0, (2, -1)).unbind(0)
     biases = linear.bias.unflatten(0, (2, -1)).unbind(0)
-    value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    half: list[Tensor] = [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    value, gate = half
     if torch.is_grad_enabled():
         return value * F.gelu(gate)
     torch.ops.aten.gelu_(gate)
