@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentdiff._checks import check_choice, check_count, check_rate, check_shape
+from latentdiff._convolution import is_transformed
 from latentdiff._fusion import geglu
 from latentdiff._layers import conv, group_norm, zero_
 from latentdiff._module import Module
@@ -148,7 +149,7 @@ def seen_context(context: Tokens, mask: Tensor | None) -> tuple[Tokens, Tensor |
     if mask is not None:
         context, mask = hide(context, mask)
     missing = -context.shape[1] % VECTOR
-    if context.device.type != "cpu" or torch.compiler.is_exporting() or missing == 0:
+    if context.device.type != "cpu" or is_transformed() or missing == 0:
         return context, mask
     if mask is None:
         mask = context.new_ones(1, 1, 1, context.shape[1], dtype=torch.bool)

@@ -58,12 +58,12 @@ def geglu(x: Tensor, linear: nn.Module) -> Tensor:
         `[batch, length, hidden]`.
     """
     if not is_plain(linear) or not isinstance(linear, nn.Linear):
-        value, gate = linear(x).chunk(2, dim=-1)
+        both: Tensor = linear(x)
+        value, gate = both.chunk(2, dim=-1)
         return value * F.gelu(gate)
     weights = linear.weight.unflatten(0, (2, -1)).unbind(0)
     biases = linear.bias.unflatten(0, (2, -1)).unbind(0)
-    half: list[Tensor] = [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-    value, gate = half
+    value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
     if torch.is_grad_enabled():
         return value * F.gelu(gate)
     torch.ops.aten.gelu_(gate)
