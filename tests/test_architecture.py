@@ -24,8 +24,8 @@ SOURCE = Path(ld.__file__).parent
 
 # Each level imports only from levels above it in this list. A package counts as one module here.
 LEVELS: list[set[str]] = [
-    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode"},
-    {"_noise", "_module", "_code_subset"},
+    {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode", "_convolution"},
+    {"_noise", "_module", "_code_subset", "_fusion"},
     {"_distributions", "_lpips", "_moments", "_brownian"},
     {"_gathered_norm"},
     {"_schedule", "_layers", "_codebook", "_quantized", "_latent_space", "_value_range"},
@@ -38,7 +38,7 @@ LEVELS: list[set[str]] = [
     {"_spacing", "_unet", "_dit"},
     {"_sampler", "losses", "likelihood"},
     {"_latent_diffusion"},
-    {"_checkpoints", "_presets", "_doctor"},
+    {"_checkpoints", "_presets", "_doctor", "_accelerate"},
 ]
 BESIDE = {"training", "evaluation", "testing", "checkpoints"}
 """Namespaces beside the face: they import public names, and nobody here imports them."""
@@ -61,6 +61,8 @@ MATHEMATICS = {
 }
 NETWORKS = {
     "_module",
+    "_convolution",
+    "_fusion",
     "_layers",
     "_codebook",
     "_code_subset",

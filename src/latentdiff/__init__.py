@@ -9,6 +9,7 @@ from latentdiff import guidance as guidance
 from latentdiff import likelihood as likelihood
 from latentdiff import losses as losses
 from latentdiff import solvers as solvers
+from latentdiff._accelerate import accelerate as accelerate
 from latentdiff._attention import CrossAttention as CrossAttention
 from latentdiff._autoencoder import Autoencoder as Autoencoder
 from latentdiff._autoencoder import AutoencoderOutput as AutoencoderOutput
@@ -117,6 +118,7 @@ __all__ = [
     "UNet",
     "VectorQuantizer",
     "__version__",
+    "accelerate",
     "convert_prediction",
     "create",
     "denoised_from_prediction",

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from latentdiff._attention import SpatialSelfAttention
+from latentdiff._convolution import as_fast_map
+from latentdiff._fusion import silu_of
 from latentdiff._layers import Conv, Downsample, ResidualBlock, Upsample, conv, group_norm
 from latentdiff._linear_attention import SpatialLinearAttention
 from latentdiff._typing import SpatialDims
@@ -114,11 +115,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, gradient_checkpointing: bool = False) -> Tensor:
         """Map `x` `[batch, in_channels, *spatial]` to `[batch, out_channels, *spatial / f]`."""
-        h: Tensor = self.conv_in(x)
+        h: Tensor = self.conv_in(as_fast_map(x))
         for level in self.down:
             h = level(h, gradient_checkpointing)
         h = self.middle(h, gradient_checkpointing)
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(silu_of(self.norm_out, h))
         return h
 
     def layers(self) -> list[nn.Module]:
@@ -171,10 +172,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, gradient_checkpointing: bool = False) -> Tensor:
         """Map `z` `[batch, in_channels, *spatial]` to `[batch, out_channels, *spatial * f]`."""
-        h: Tensor = self.middle(self.conv_in(z), gradient_checkpointing)
+        h: Tensor = self.middle(self.conv_in(as_fast_map(z)), gradient_checkpointing)
         for level in self.up:
             h = level(h, gradient_checkpointing)
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(silu_of(self.norm_out, h))
         return h.tanh() if self.tanh_output else h
 
     def layers(self) -> list[nn.Module]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff._checks import check_choice, check_positive
+from latentdiff._convolution import Conv2d, doubled, pays_to_double
+from latentdiff._fusion import is_plain, plus, silu_of
 from latentdiff._module import Module
 from latentdiff._typing import SpatialDims
 
@@ -21,7 +23,7 @@ Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 M = TypeVar("M", bound=nn.Module)
 
-CONVOLUTIONS: Final[dict[int, type[Conv]]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: Final[dict[int, type[Conv]]] = {1: nn.Conv1d, 2: Conv2d, 3: nn.Conv3d}
 AVERAGE_POOLS: Final = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -223,8 +225,12 @@ class Upsample(Module):
             x: The map to enlarge.
             size: Its size afterwards, for axes that were odd before they were halved; None doubles.
         """
-        y = upsample_nearest(x, size)
-        return y if self.conv is None else self.conv(y)
+        if self.conv is None:
+            return upsample_nearest(x, size)
+        if is_plain(self.conv) and pays_to_double(x, self.conv) and size in {None, tuple(2 * n for n in x.shape[2:])}:
+            return doubled(x, self.conv.weight, self.conv.bias)
+        y: Tensor = self.conv(upsample_nearest(x, size))
+        return y
 
 
 def _check_channels(channels: int, out_channels: int | None, use_conv: bool) -> None:
@@ -316,14 +322,14 @@ class ResidualBlock(Module):
                 f"embedding must be {'None' if self.embedding is None else f'[batch, {self.embedding_dim}]'}"
                 f" for a block of embedding_dim={self.embedding_dim}, got {'None' if embedding is None else 'a tensor'}"
             )
-        h: Tensor = F.silu(self.norm1(x))
+        h = silu_of(self.norm1, x)
         if self.resample == "up":
             h, x = upsample_nearest(h, size), upsample_nearest(x, size)
         elif self.resample == "down":
             h, x = downsample_average(h), downsample_average(x)
         h = self._normalise(self.conv1(h), embedding)
         h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return plus(self.conv2, h, x if self.shortcut is None else self.shortcut(x))
 
     def _normalise(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         """The second norm of `h` `[batch, out_channels, *spatial]`, with the embedding before it or around it."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff._attention import QKVOrder, SpatialSelfAttention, SpatialTransformer
+from latentdiff._attention import QKVOrder, SpatialSelfAttention, SpatialTransformer, seen_context
 from latentdiff._checks import SPATIAL, check_choice, check_count, check_floating, check_rate, check_shape
 from latentdiff._condition import Condition
+from latentdiff._convolution import as_fast_map
+from latentdiff._fusion import silu_of
 from latentdiff._layers import (
     Conv,
     Downsample,
@@ -318,13 +319,15 @@ class UNet(Module):
         x = x.to(dtype)
         if condition.concat is not None:
             x = torch.cat([x, condition.concat.to(dtype)], dim=1)
-        context = None if condition.context is None else condition.context.to(dtype)
-        return self._walk(x, embedding, context, condition.context_mask)
+        context, mask = condition.context, condition.context_mask
+        if context is not None:
+            context, mask = seen_context(context.to(dtype), mask)
+        return self._walk(x, embedding, context, mask)
 
     def _walk(self, x: Tensor, embedding: Tensor, context: Tokens | None, mask: Tensor | None) -> Tensor:
         """Down, through the middle, and up: `[batch, channels, *spatial]` to `[batch, out_channels, *spatial]`."""
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        skips: list[Tensor] = [self.conv_in(x)]
+        skips: list[Tensor] = [self.conv_in(as_fast_map(x))]
         for level in self.down:
             skips += level(skips[-1], embedding, context, mask, recompute)
         h = skips[-1]
@@ -332,7 +335,7 @@ class UNet(Module):
             h = call(stage, h, embedding, context, mask, recompute=recompute)
         for level in reversed(self.up):
             h = level(h, skips, embedding, context, mask, recompute)
-        y: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        y: Tensor = self.conv_out(silu_of(self.norm_out, h))
         return y
 
     def _embed(self, embedding: Tensor) -> Tensor:
