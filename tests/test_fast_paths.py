@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import latentdiff as ld
 from latentdiff._attention import FeedForward, seen_context
-from latentdiff._convolution import CONVOLVE, Conv2d, as_fast_map, doubled, pays_to_double
+from latentdiff._convolution import CONVOLVE, Conv2d, as_fast_map, doubled, is_channels_last, pays_to_double
 from latentdiff._fusion import geglu, is_plain, plus, silu_of
 from latentdiff._layers import ResidualBlock, Upsample, group_norm, upsample_nearest
+from latentdiff._normalization import GroupNorm
 from networks import normal, randomised
 
 # Roundings of sums of some hundred float64 terms around 1.
@@ -299,3 +300,25 @@ def test_a_first_stage_gives_the_same_with_hooks_everywhere() -> None:
     z = autoencoder.encode(x).mode()
     torch.testing.assert_close(z, twin.encode(x).mode(), **CLOSE)
     torch.testing.assert_close(autoencoder.decode(z), twin.decode(z), **CLOSE)
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0, 300.0])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_channels_last_norm_is_as_precise_as_another(mean: float, train: bool) -> None:
+    norm = GroupNorm(2, 6, eps=1e-6)
+    x = (mean + torch.randn(3, 6, 5, 7)).contiguous(memory_format=torch.channels_last).requires_grad_(train)
+    exact = x.detach().double().requires_grad_(train)
+    y, expected = norm(x), F.group_norm(exact, 2, eps=1e-6)
+    # the mean is subtracted in float32: a few ulps of it remain
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5 + 4e-7 * mean)
+    assert is_channels_last(y)
+    if train:
+        for of, at in ((y, x), (expected, exact)):
+            of.pow(3).sum().backward()
+            assert at.grad is not None
+        torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-3, atol=1e-4 + 4e-6 * mean)
+
+
+def test_a_batch_of_one_with_another_stride_is_normalised() -> None:
+    x = torch.randn(6, 5, 7).as_strided((1, 6, 5, 7), (6, 1, 42, 6))  # channels last but for the stride of the batch
+    torch.testing.assert_close(GroupNorm(2, 6)(x), F.group_norm(x.clone().contiguous(), 2), rtol=1e-5, atol=1e-5)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from latentdiff import Autoencoder, Tiling
 from latentdiff._attention import QKVOrder, SpatialSelfAttention
 from latentdiff._coders import CoderStage
-from latentdiff._doubling import Doubling
 from latentdiff._gathered_norm import GatheredNorm
 from latentdiff._layers import Downsample, Upsample
 from latentdiff._reach import needs_whole, reach, scale
@@ -281,35 +280,19 @@ def test_statistics_of_parts_are_those_of_the_whole() -> None:
 def test_bands_never_meet_the_whole_map_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     chain = nn.Sequential(up(), stage(), stage())
     seen: list[int] = []
-    doubled = Doubling.forward
+    whole = Upsample.forward
 
-    def forward(self: Doubling, x: Tensor) -> Tensor:
+    def forward(self: Upsample, x: Tensor) -> Tensor:
         seen.append(x.shape[2])
-        return doubled(self, x)
+        return whole(self, x)
 
-    monkeypatch.setattr(Doubling, "forward", forward)
     x = torch.randn(1, 4, 600, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(stream(chain, x, 100), chain(x))
+        expected = chain(x)
+        monkeypatch.setattr(Upsample, "forward", forward)
+        torch.testing.assert_close(stream(chain, x, 100), expected)
     assert len(seen) > 5
     assert max(seen) <= 2 * 50 + 4  # bands of 50 ... 99 points, and a margin of 2 on both sides
-
-
-@pytest.mark.parametrize(("spatial_dims", "size"), [(1, (7,)), (2, (5, 8)), (3, (3, 5, 4))])
-@pytest.mark.parametrize("bias", [True, False])
-@torch.no_grad()
-def test_doubling_is_repetition_and_the_convolution(
-    spatial_dims: SpatialDims, size: tuple[int, ...], bias: bool
-) -> None:
-    layer = Upsample(channels=3, out_channels=4, spatial_dims=spatial_dims).double()
-    assert layer.conv is not None
-    if not bias:
-        layer.conv.register_parameter("bias", None)
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
-    torch.testing.assert_close(Doubling(layer.conv)(x), layer(x), rtol=1e-12, atol=1e-12)
-    half = Doubling(layer.conv.bfloat16())(x.bfloat16())
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.double(), layer.double()(x), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("axis", [2, 3])

@@ -23,7 +23,7 @@ CONVOLVE: Final = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 def as_fast_map(x: Tensor) -> Tensor:
     """`x` `[batch, channels, *spatial]` in the layout that networks are fastest in: channels last on a CPU in 2D."""
-    if x.ndim == 4 and _is_chosen_here(x):
+    if x.ndim == 4 and is_chosen_here(x):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 
@@ -75,7 +75,7 @@ def _phases(x: Tensor, weight: Tensor, bias: Tensor | None, odd: tuple[bool, ...
 def pays_to_double(x: Tensor, conv: nn.Module) -> bool:
     """Whether `doubled` is sooner than the repetition: where there are many points for each weight."""
     return (
-        _is_chosen_here(x)
+        is_chosen_here(x)
         and isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and conv.padding_mode == "zeros"
         and x.numel() > 2 * conv.in_channels * conv.out_channels
@@ -83,8 +83,12 @@ def pays_to_double(x: Tensor, conv: nn.Module) -> bool:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` `[batch, channels, height, width]` has its channels last in memory."""
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether `x` `[batch, channels, height, width]` has its channels last in memory, as torch's kernels see it too.
+
+    They look at the stride of a batch of one.
+    """
+    last = torch.channels_last
+    return x.ndim == 4 and x.is_contiguous(memory_format=last) and x.stride(0) == x.shape[1:].numel()
 
 
 class Conv2d(nn.Conv2d):
@@ -102,8 +106,7 @@ class Conv2d(nn.Conv2d):
         points = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
         if points >= 2 * self.out_channels:
             y = super()._conv_forward(input, weight, bias)
-            return y
-        if points > self.out_channels // 4 or torch.is_grad_enabled():  # which would keep what all points see
+        elif points > self.out_channels // 4 or torch.is_grad_enabled():  # which would keep what all points see
             y = super()._conv_forward(input.contiguous(), weight, bias)
         else:
             y = self._product(input, weight, bias)
@@ -112,7 +115,7 @@ class Conv2d(nn.Conv2d):
     def _may_choose(self, input: Tensor, weight: Tensor) -> bool:
         """Whether a channels-last `input` meets plain weights where nobody else decides how things are computed."""
         return (
-            _is_chosen_here(input)
+            is_chosen_here(input)
             and is_channels_last(input)
             and weight.is_contiguous()
             and input.dtype == weight.dtype
@@ -137,7 +140,7 @@ class Conv2d(nn.Conv2d):
         return y.reshape(*y.shape[:2], *size)
 
 
-def _is_chosen_here(x: Tensor) -> bool:
+def is_chosen_here(x: Tensor) -> bool:
     """Whether how to compute is for this library to choose: in full precision on a CPU, where nobody else chooses."""
     return (
         x.device.type == "cpu"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _hooks
 
 from latentdiff._convolution import Conv2d, is_transformed
+from latentdiff._normalization import GroupNorm
 
-PLAIN: Final = frozenset({nn.Linear, nn.GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
+PLAIN: Final = frozenset({nn.Linear, GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
 """Modules that are their weights and nothing else, whose results are new tensors."""
 
 

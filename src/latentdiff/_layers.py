@@ -13,6 +13,7 @@ from latentdiff._checks import check_choice, check_positive
 from latentdiff._convolution import Conv2d, doubled, pays_to_double
 from latentdiff._fusion import is_plain, plus, silu_of
 from latentdiff._module import Module
+from latentdiff._normalization import GroupNorm
 from latentdiff._typing import SpatialDims
 
 Resample: TypeAlias = Literal["up", "down"]
@@ -74,7 +75,7 @@ def group_norm(channels: int, *, eps: float, groups: int = 32) -> nn.GroupNorm:
     if channels % groups:
         fitting = (n for n in range(min(groups, channels // 2), 1, -1) if channels % n == 0)
         groups = next(fitting, 1)
-    return nn.GroupNorm(groups, channels, eps=eps)
+    return GroupNorm(groups, channels, eps=eps)
 
 
 def zero_(module: M) -> M:

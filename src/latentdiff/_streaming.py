@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from latentdiff._attention import SpatialSelfAttention
 from latentdiff._coders import CoderStage
-from latentdiff._doubling import Doubling
 from latentdiff._gathered_norm import GatheredNorm, NormReachedError
-from latentdiff._layers import Downsample, ResidualBlock, Upsample
+from latentdiff._layers import Downsample, ResidualBlock
 from latentdiff._reach import ATTENTION, reach, scale
 from latentdiff._streamed_attention import attend
 
@@ -182,19 +181,11 @@ def _stream(group: nn.Sequential, bands: list[Tensor], axis: int) -> list[Tensor
 
 
 def _twin(module: nn.Module) -> tuple[nn.Module, int]:
-    """A twin of `module` with the same parameters, whose group norms are gathered, and how many these are.
-
-    It doubles maps by `Doubling`: in each pass again, so that it pays.
-    """
+    """A twin of `module` with the same parameters, whose group norms are gathered, and how many these are."""
     tensors = [*module.parameters(), *module.buffers()]
     twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
     norms = {name: GatheredNorm(part) for name, part in twin.named_modules() if isinstance(part, nn.GroupNorm)}
-    doubled = {
-        name: Doubling(part.conv)
-        for name, part in twin.named_modules()
-        if isinstance(part, Upsample) and part.conv is not None
-    }
-    for name, part in (norms | doubled).items():
+    for name, part in norms.items():
         parent, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(parent), leaf, part)
     return twin, len(norms)
