@@ -152,4 +152,5 @@ def is_chosen_here(x: Tensor) -> bool:
 
 def is_transformed() -> bool:
     """Whether operations are not run but compiled or exported, or mapped or differentiated by `torch.func`."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    functions = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return torch.compiler.is_compiling() or functions.peek_interpreter_stack() is not None

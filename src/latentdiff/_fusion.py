@@ -11,13 +11,22 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as _hooks
+from torch.nn.modules import module as everywhere
 
 from latentdiff._convolution import Conv2d, is_transformed
 from latentdiff._normalization import GroupNorm
 
 PLAIN: Final = frozenset({nn.Linear, GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
 """Modules that are their weights and nothing else, whose results are new tensors."""
+
+HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS: Final = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+"""Where torch keeps whom a module, or any module, tells."""
 
 
 def is_plain(module: nn.Module) -> bool:

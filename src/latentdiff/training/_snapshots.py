@@ -85,7 +85,7 @@ class EMASnapshots:
                 tensors = {name: t.to(dtype) if name in averaged else t for name, t in tensors.items()}
             write_safetensors(path, tensors)
 
-    def profiles(self) -> dict[Path, Profile]:
+    def _profiles(self) -> dict[Path, Profile]:
         """The snapshots that are there, oldest first, and of what they are."""
         found = [(path, NAME.fullmatch(path.name)) for path in self.folder.glob("average-*.safetensors")]
         known = [(int(match[2]), float(match[1]), path) for path, match in found if match is not None]
@@ -107,7 +107,7 @@ class EMASnapshots:
             CheckpointError: If there are no snapshots so early, or they do not fit `module`.
             ValueError: If `sigma_rel` is out of range.
         """
-        profiles = self.profiles()
+        profiles = self._profiles()
         if updates is None:
             updates = max((profile.updates for profile in profiles.values()), default=0)
         used = {path: profile for path, profile in profiles.items() if profile.updates <= updates}
