@@ -35,8 +35,8 @@ def is_plain(module: nn.Module) -> bool:
         type(module) in PLAIN
         and type(module.weight) is nn.Parameter
         and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        and not (_hooks._global_forward_hooks or _hooks._global_forward_pre_hooks)
+        and not any(getattr(module, hooks) for hooks in HOOKS)
+        and not any(getattr(everywhere, hooks) for hooks in GLOBAL_HOOKS)
         and not is_transformed()
     )
 
