@@ -10,6 +10,7 @@ from torch import Tensor
 
 import latentdiff as ld
 from conditions import assert_same, parts
+from latentdiff._noise import draw_uniform
 from published import TOLERANCE, error, goldens, needs_zoo, weights
 
 
@@ -169,3 +170,13 @@ def test_a_published_table_with_a_row_for_none_fits_as_it_is() -> None:
     published = weights("cin256-v2", "cond_stage_model.embedding.")
     module.embedding.load_state_dict(published)
     assert torch.equal(parts(module.null(1))["context"][0, 0], published["weight"][1000])
+
+
+def test_who_is_dropped_says_nothing_of_the_time_drawn() -> None:
+    noise, batch = ld.CounterNoise(3), 4096
+    encoder = ld.ClassEncoder(num_classes=2, dim=1, dropout=0.5).train()
+    with torch.no_grad():
+        dropped = encoder.for_training(torch.zeros(batch, dtype=torch.int64), noise).context == encoder.null(1).context
+    late = draw_uniform(batch, noise) > 0.5  # from which the loss takes its times
+    agreeing = (dropped.flatten() == late).double().mean().item()
+    assert abs(agreeing - 0.5) < 5 * 0.5 / batch**0.5  # five standard deviations of independent coins

@@ -95,7 +95,8 @@ class ConditionEncoder(Module, ABC):
             return condition
         if self.training:
             self.null_trained.fill_(True)
-        keep = draw_uniform(len(condition), generator, device=self.null_trained.device) >= probability
+        # a draw of its own: 0 ... 2 are those of the loss
+        keep = draw_uniform(len(condition), generator, step=3, device=self.null_trained.device) >= probability
         return condition.where(keep, self.null(len(condition)))
 
     def require_null(self) -> None:

@@ -204,8 +204,8 @@ class SpatialEncoder(ConditionEncoder):
         parts = self._parts(y)
         if self.max_noise_level > 0 and "level" not in parts:
             image = self._image(parts["image"])
-            level = self.max_noise_level * draw_uniform(len(image), generator, device=image.device)
-            noise = draw_noise(tuple(image.shape), generator, device=image.device, dtype=image.dtype)
+            level = self.max_noise_level * draw_uniform(len(image), generator, step=4, device=image.device)
+            noise = draw_noise(tuple(image.shape), generator, step=5, device=image.device, dtype=image.dtype)
             parts |= {"level": level.to(torch.float32), "noise": noise}
         return super().for_training(parts, generator)
 

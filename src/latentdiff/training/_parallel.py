@@ -48,8 +48,9 @@ class Sharded:
 
     Attributes:
         blocks: Classes of modules whose weights are gathered by themselves, each time, so that never all are there at
-            once, such as `(ld.DiT.Block,)`; their weights must be used in their own `forward` only. Without any, all
-            weights of an objective are gathered for a step: then gradients, moments and averages are what is saved.
+            once, such as `(torch.nn.TransformerEncoderLayer,)`; their weights must be used in their own `forward`
+            only. Without any, all weights of an objective are gathered for a step: then gradients, moments and averages
+            are what is saved.
     """
 
     blocks: tuple[type[nn.Module], ...] = ()
