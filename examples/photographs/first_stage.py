@@ -1,0 +1,45 @@
+"""The first stage of the tasks: that of examples/first_stage, trained as there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from data import Photographs
+from photos import Photos
+from torch import Tensor
+from training import PRESETS, Recipe
+from training import train as train_first_stage
+
+import latentdiff as ld
+
+__all__ = ["Recipe", "load", "reconstruct", "train"]
+
+
+def train(
+    found: Photos, recipe: Recipe, preset: str, checkpoint: Path, *, resume: bool = False, steps: int | None = None
+) -> ld.Autoencoder:
+    """A first stage with an adversary in the second half of training, calibrated to unit latents.
+
+    The classes of the photographs are not told. The discriminator and the checkpoint are left behind.
+    """
+    settings = PRESETS[preset] if steps is None else replace(PRESETS[preset], steps=steps)
+    pictures = Photographs(found.train.pictures, found.validation.pictures, found.source)
+    return train_first_stage(recipe, settings, pictures, checkpoint, resume).autoencoder.eval()
+
+
+def load(path: Path, device: torch.device) -> ld.Autoencoder:
+    """A first stage that was saved."""
+    loaded = ld.load(path, device=device)
+    if not isinstance(loaded, ld.Autoencoder):
+        raise TypeError(f"{path} must hold an Autoencoder, got {type(loaded).__name__}")
+    return loaded.eval()
+
+
+@torch.no_grad()
+def reconstruct(model: ld.Autoencoder, images: Tensor) -> Tensor:
+    """Images in [-1, 1] through the first stage and back, on the CPU."""
+    device = model.last_layer.device
+    made = [model.clamp(model.decode(model.encode(part.to(device)).mode())) for part in images.split(100)]
+    return torch.cat(made).float().cpu()
