@@ -45,6 +45,16 @@ def first_stage(session: nox.Session) -> None:
 
 
 @nox.session
+def task(session: nox.Session) -> None:
+    """Train one of the tasks in examples/; `-- photographs/inpainting.py --preset cpu --data photographs.zip`."""
+    if not session.posargs:
+        session.error("name an example, such as `nox -s task -- any_rank/main.py --preset smoke`")
+    install(session, "-e", ".[examples]")
+    program, *arguments = session.posargs
+    session.run("python", f"examples/{program}", *arguments)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the fast tests, the docstrings' examples and the code of README and docs."""
     install(session, "-e", ".[test,examples]")

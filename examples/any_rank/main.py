@@ -84,7 +84,7 @@ PRESETS = {
         1000,
         200,
         {"signals": (16, 32), "volumes": (8, 32)},
-        {"signals": (250, 450), "volumes": (150, 250)},
+        {"signals": (600, 900), "volumes": (600, 800)},
         8,
     ),
     "gpu": Preset(
