@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import latentdiff as ld
+from latentdiff import _convolution
 from latentdiff._attention import FeedForward, seen_context
 from latentdiff._convolution import CONVOLVE, Conv2d, as_fast_map, doubled, is_channels_last, pays_to_double
 from latentdiff._fusion import geglu, is_plain, plus, silu_of
@@ -43,10 +45,18 @@ def operations(call: Callable[[], object]) -> set[str]:
 @given(
     batch=st.integers(1, 3), height=st.integers(1, 7), width=st.integers(1, 7), channels=st.integers(1, 5),
     out_channels=st.sampled_from([1, 6, 40, 300]), kernel=st.sampled_from([1, 3]), stride=st.sampled_from([1, 2]),
-    bias=st.booleans(),
+    bias=st.booleans(), large=st.sampled_from([0, _convolution.LARGE_WEIGHT]),
 )  # fmt: skip
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_convolution_is_that_of_torch_at_any_size(
+    batch: int, height: int, width: int, channels: int, out_channels: int, kernel: int, stride: int, bias: bool,
+    large: int,
+) -> None:  # fmt: skip
+    with mock.patch.object(_convolution, "LARGE_WEIGHT", large):  # small weights may be products too
+        check_convolution(batch, height, width, channels, out_channels, kernel, stride, bias)
+
+
+def check_convolution(
     batch: int, height: int, width: int, channels: int, out_channels: int, kernel: int, stride: int, bias: bool
 ) -> None:
     layer = Conv2d(channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias).double()
@@ -64,8 +74,11 @@ def test_a_convolution_is_that_of_torch_at_any_size(
             assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_few_points_are_one_product_and_a_kernel_of_one_another() -> None:
+def test_few_points_are_one_product_and_a_kernel_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     x = as_fast_map(normal((1, 3, 4, 5)))
+    with torch.no_grad():
+        assert "im2col" not in operations(lambda: Conv2d(3, 80, 3, padding=1).double()(x))
+    monkeypatch.setattr(_convolution, "LARGE_WEIGHT", 3 * 80 * 9)
     with torch.no_grad():
         assert "im2col" in operations(lambda: Conv2d(3, 80, 3, padding=1).double()(x))
         assert "im2col" not in operations(lambda: Conv2d(3, 79, 3, padding=1).double()(x))
@@ -82,7 +95,10 @@ def test_few_points_are_one_product_and_a_kernel_of_one_another() -> None:
     ids=str,
 )  # fmt: skip
 @torch.no_grad()
-def test_what_a_convolution_may_be_told_later_is_heard(options: dict[str, object]) -> None:
+def test_what_a_convolution_may_be_told_later_is_heard(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_convolution, "LARGE_WEIGHT", 0)
     layer, plain = (kind(3, 81, 3, **options).double() for kind in (Conv2d, nn.Conv2d))  # type: ignore[arg-type]
     plain.load_state_dict(layer.state_dict())
     x = as_fast_map(normal((1, 3, 5, 4)))

@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LARGE_WEIGHT: Final = 2**21
+"""Numbers in a weight from which on its layout is what a convolution on few points costs: it leaves the cache."""
+
 CONVOLVE: Final = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -106,7 +109,11 @@ class Conv2d(nn.Conv2d):
         points = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
         if points >= 2 * self.out_channels:
             y = super()._conv_forward(input, weight, bias)
-        elif points > self.out_channels // 4 or torch.is_grad_enabled():  # which would keep what all points see
+        elif (
+            points > self.out_channels // 4
+            or weight.numel() < LARGE_WEIGHT
+            or torch.is_grad_enabled()  # which would keep what all points see
+        ):
             y = super()._conv_forward(input.contiguous(), weight, bias)
         else:
             y = self._product(input, weight, bias)
