@@ -21,7 +21,13 @@ SIDES = (32, 64, 128)
 MEMORY = (Goal("memory a token, most over least", cpu=1.05, cuda=1.05, at_most=True),)
 TIME = (
     Goal("time an area, largest over smallest size", cpu=1.15, cuda=1.15, at_most=True),
-    Goal("time an area, most over least from the second size on", cpu=1.15, cuda=1.15, at_most=True),
+    Goal(
+        "time an area, most over least from the second size on",
+        cpu=1.15,
+        cuda=1.15,
+        at_most=True,
+        reason="time grows more slowly than the area still: small levels have calls that cost the same at any size",
+    ),
 )
 """The smallest size is there for what does not grow: where convolutions dominate, time is to be as the area."""
 
