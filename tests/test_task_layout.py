@@ -20,6 +20,7 @@ import latentdiff as ld
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rendered_scenes"
 sys.path.insert(0, str(EXAMPLE))
 check, layouts, scenes = (importlib.import_module(name) for name in ("check", "layouts", "scenes"))
+sys.path.remove(str(EXAMPLE))  # other examples have modules of the same names
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -100,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the shortest run wrote, with a first stage given to it."""
     output = tmp_path_factory.mktemp("layout_to_image")
     ld.save(ld.Autoencoder(base_channels=8, channel_multipliers=(1, 1, 1), blocks_per_level=1), output / "given")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
     script = str(EXAMPLE / "layout_to_image.py")
     command = [
         sys.executable,

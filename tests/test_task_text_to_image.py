@@ -22,6 +22,7 @@ import latentdiff as ld
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rendered_scenes"
 sys.path.insert(0, str(EXAMPLE))
 captions, check, scenes = (importlib.import_module(name) for name in ("captions", "check", "scenes"))
+sys.path.remove(str(EXAMPLE))  # other examples have modules of the same names
 
 AREAS = {"circle": math.pi / 4, "square": 1.0, "triangle": 1 / 2, "cross": 5 / 9}
 """Of shapes, in areas of their boxes."""
@@ -170,7 +171,7 @@ def test_a_relation_is_unseen_with_its_mirror_image() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the shortest run wrote."""
     output = tmp_path_factory.mktemp("text_to_image")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
     command = [sys.executable, str(EXAMPLE / "text_to_image.py"), "--preset", "smoke", "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -67,8 +67,12 @@ class Objective:
             check_positive("clip", clip)
         self.module = module
         self.name = name
-        self.learning_rate = learning_rate if isinstance(learning_rate, LearningRate) else LearningRate(learning_rate)
-        self.weight_decay, self.betas, self.clip = weight_decay, betas, clip
+        self.learning_rate: LearningRate = (
+            learning_rate if isinstance(learning_rate, LearningRate) else LearningRate(learning_rate)
+        )
+        self.weight_decay: float = weight_decay
+        self.betas: tuple[float, float] = betas
+        self.clip: float | None = clip
         self._make_optimizer = optimizer
         owned = {id(weight): name for name, weight in module.named_parameters()}
         wanted = [p for p in module.parameters() if p.requires_grad] if parameters is None else list(parameters)
