@@ -118,7 +118,8 @@ class Trainer:
         self.step: int = 0
         self.steps = steps
         self.seed = seed
-        self.save_every, self.keep = save_every, keep
+        self.save_every: int = save_every
+        self.keep: int = keep
         self.history: dict[str, list[float]] = {}
         self.seconds: float = 0.0
         self.folder: Path | None = None if folder is None else Path(folder)
