@@ -92,7 +92,7 @@ NETWORKS = {
 }
 
 LONGEST_FILE, LONGEST_FUNCTION = 600, 60
-THE_WHOLE_AT_MOST = 165
+THE_WHOLE_AT_MOST = 150
 
 TENSORS = re.compile(r"\b(Tensor|Images|Latents|Tokens|Times)\b")
 SHAPE = re.compile(

@@ -116,8 +116,7 @@ class LatentDiffusion(Module):
         Raises:
             ValueError: If `y` is given to an unconditional model, or missing for a conditional one.
         """
-        latents = self.encode(images, generator)
-        return self.loss_of_latents(latents, y, objective=objective, generator=generator)
+        return self.loss_of_latents(self.encode(images, generator), y, objective=objective, generator=generator)
 
     def loss_of_latents(
         self,
@@ -179,17 +178,19 @@ class LatentDiffusion(Module):
         self.eval()
         try:
             latent_size = self._latent_size(size)
-            condition = self._condition_to_draw(y, batch, latent_size)
-            count = len(condition) if condition is not None else _known_batch(batch)
+            asked = batch or 0
+            if y is None and asked < 1:
+                raise ValueError(f"batch must be given, at least 1, where y does not say it, got {batch}")
+            is_null = y is None and self.condition_encoder is not None
+            condition = self._null(asked, latent_size) if is_null else self._condition(y, batch)
+            count = asked if condition is None else len(condition)
             denoiser: Denoise = self.denoiser
             if guidance_scale != 1:
                 denoiser = ClassifierFree(denoiser, guidance_scale, negative=self._null(count, latent_size))
-            device = next(self.unet.parameters()).device
             shape = (count, self.autoencoder.latent_channels, *latent_size)
-            noise = draw_noise(shape, generator, device=device)
-            latents = (sampler or Sampler("dpmpp_2m", steps=25)).sample(
-                denoiser, noise, condition, generator=generator, progress=progress
-            )
+            noise = draw_noise(shape, generator, device=next(self.unet.parameters()).device)
+            sampler = sampler or Sampler("dpmpp_2m", steps=25)
+            latents = sampler.sample(denoiser, noise, condition, generator=generator, progress=progress)
             return self.autoencoder.clamp(self.decode(latents))
         finally:
             self.train(was_training)
@@ -198,22 +199,16 @@ class LatentDiffusion(Module):
         self, y: object, batch: int | None = None, generator: torch.Generator | None = None
     ) -> Condition | None:
         """The condition of `y`, which must be given exactly where there is an encoder; dropped while training."""
-        if self.condition_encoder is None:
+        if (encoder := self.condition_encoder) is None:
             if y is not None:
                 raise ValueError("y must be None for a model without condition_encoder; build it with one")
             return None
         if y is None:
             raise ValueError("y must be given to a model with a condition_encoder, got None")
-        encoder = self.condition_encoder
         condition: Condition = encoder.for_training(y, generator) if self.training else encoder(y)
         if batch is not None and len(condition) != batch:
             raise ValueError(f"y must have the {batch} samples of images, got {len(condition)}")
         return condition
-
-    def _condition_to_draw(self, y: object, batch: int | None, size: tuple[int, ...]) -> Condition | None:
-        if y is None and self.condition_encoder is not None:
-            return self._null(_known_batch(batch), size)
-        return self._condition(y, batch)
 
     def _null(self, batch: int, size: tuple[int, ...]) -> Condition:
         """The null, its `concat`, if it has one, of the spatial size of the latents."""
@@ -231,9 +226,3 @@ class LatentDiffusion(Module):
         if len(axes) != dims or any(n < 1 or n % factor for n in axes):
             raise ValueError(f"size must be {dims} positive multiples of {factor}, the downsampling factor, got {size}")
         return tuple(n // factor for n in axes)
-
-
-def _known_batch(batch: int | None) -> int:
-    if batch is None or batch < 1:
-        raise ValueError(f"batch must be given, at least 1, where y does not say it, got {batch}")
-    return batch
