@@ -25,7 +25,7 @@ from latentdiff._layers import (
     zero_,
 )
 from latentdiff._typing import SpatialDims
-from networks import normal, randomised
+from networks import normal, plainly, randomised
 
 RANKS = pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 
@@ -175,6 +175,8 @@ def test_upsample_repeats_and_convolves(spatial_dims: SpatialDims) -> None:
     layer = randomised(Upsample(channels=2, spatial_dims=spatial_dims)).double()
     x = normal((2, 2, *size))
     assert layer.conv is not None
+    with plainly():
+        assert torch.equal(layer(x), layer.conv(upsample_nearest(x)))
     # Sums of weights, where many points make that pay.
     torch.testing.assert_close(layer(x), layer.conv(upsample_nearest(x)), rtol=1e-12, atol=1e-13)
     odd = tuple(2 * n - 1 for n in size)
