@@ -25,9 +25,9 @@ SOURCE = Path(ld.__file__).parent
 # Each level imports only from levels above it in this list. A package counts as one module here.
 LEVELS: list[set[str]] = [
     {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode", "_convolution"},
-    {"_noise", "_module", "_code_subset", "_normalization"},
-    {"_distributions", "_lpips", "_moments", "_brownian", "_fusion"},
-    {"_gathered_norm"},
+    {"_noise", "_module", "_code_subset", "_moments"},
+    {"_distributions", "_lpips", "_brownian", "_normalization"},
+    {"_gathered_norm", "_fusion"},
     {"_schedule", "_layers", "_codebook", "_quantized", "_latent_space", "_value_range"},
     {"_denoised", "_attention", "_discriminator", "_quantizer", "_scalar_quantizer", "_bottleneck"},
     {"_prediction", "_variational", "_residual_quantizer", "_linear_attention", "_unet_levels", "_condition"},

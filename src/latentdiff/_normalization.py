@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff._convolution import is_channels_last, is_chosen_here
+from latentdiff._moments import ChannelMoments
 
 MOST_POINTS: Final = 4096
 """Of a map that is normalised at once."""
@@ -52,21 +53,22 @@ class GroupNorm(nn.GroupNorm):
 
     def _in_pieces(self, x: Tensor) -> Tensor | None:
         """As `_at_once`, for bands of a large map; None where they are imprecise or a gradient is wanted."""
-        batch, channels, height, width = x.shape
-        rows = next((n for n in range(max(1, PIECE // width), 0, -1) if height % n == 0), 1)
         if torch.is_grad_enabled():
             return None
+        batch, channels, height, width = x.shape
+        rows = next(n for n in range(max(1, PIECE // width), 0, -1) if height % n == 0)
         bands = x.permute(0, 2, 3, 1).reshape(-1, rows, width, channels).permute(0, 3, 1, 2)
         y, mean, inverse = self._at_once(bands)
         if y is None:
             return None
-        mean, inverse = (moment.to(torch.float64).unflatten(0, (batch, -1)) for moment in (mean, inverse))
-        centre = mean.mean(1, keepdim=True)
-        variance = (inverse**-2 - self.eps + (mean - centre).square()).mean(1, keepdim=True)
-        wanted = (variance + self.eps).rsqrt()
+        mean, inverse = (
+            moment.to(torch.float64).unflatten(0, (batch, -1)).movedim(1, 0).flatten(1) for moment in (mean, inverse)
+        )  # [pieces, batch * groups]
+        whole, repeats = ChannelMoments.of(mean, inverse**-2 - self.eps), channels // self.num_groups
+        wanted = (whole.variance + self.eps).rsqrt()
         scale, shift = (
-            of_group.flatten(0, 1).repeat_interleave(channels // self.num_groups, 1)
-            for of_group in (wanted / inverse, (mean - centre) * wanted)
+            of_group.unflatten(1, (batch, -1)).movedim(0, 1).flatten(0, 1).repeat_interleave(repeats, 1)
+            for of_group in (wanted / inverse, (mean - whole.mean) * wanted)
         )
         shift = shift * self.weight + self.bias * (1 - scale)
         y.mul_(scale.to(x.dtype)[..., None, None]).add_(shift.to(x.dtype)[..., None, None])
