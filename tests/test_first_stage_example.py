@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,15 +11,9 @@ import torch
 from PIL import Image
 
 import latentdiff as ld
+from programs import run
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "first_stage"
-
-
-def run(*command: str | Path) -> None:
-    """Run Python in a process of its own; what it wrote is shown if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def photographs(path: Path, count: int = 12) -> None:
@@ -37,7 +28,7 @@ def photographs(path: Path, count: int = 12) -> None:
 
 
 def test_the_example_runs_and_writes_models_pictures_and_figures(tmp_path: Path) -> None:
-    run(EXAMPLE / "main.py", "--preset", "smoke", "--output", tmp_path)
+    run(EXAMPLE, EXAMPLE / "main.py", "--preset", "smoke", "--output", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for bottleneck in ("kl", "vq"):
         autoencoder = ld.load(tmp_path / f"{bottleneck}.safetensors")
@@ -79,7 +70,7 @@ for part in ("autoencoder", "loss"):
 
 
 def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    run("-c", RESUME, tmp_path)
+    run(EXAMPLE, "-c", RESUME, tmp_path)
 
 
 DATA = """
@@ -102,7 +93,7 @@ assert not any(bytes(p.numpy()) in flat for p in stand_in.validation)
 
 def test_every_tenth_picture_of_a_class_is_held_out(tmp_path: Path) -> None:
     photographs(tmp_path / "photographs.zip")
-    run("-c", DATA, tmp_path / "photographs.zip")
+    run(EXAMPLE, "-c", DATA, tmp_path / "photographs.zip")
 
 
 @pytest.mark.slow
@@ -110,6 +101,7 @@ def test_the_comparison_and_the_tiles_are_written(tmp_path: Path) -> None:
     photographs(tmp_path / "photographs.zip")
     for table, lines in (("factors", 8), ("options", 9)):
         run(
+            EXAMPLE,
             *(EXAMPLE / "compare.py", "--data", tmp_path / "photographs.zip", "--preset", "smoke"),
             *("--steps", "2", "--table", table, "--output", tmp_path),
         )
@@ -117,7 +109,16 @@ def test_the_comparison_and_the_tiles_are_written(tmp_path: Path) -> None:
         assert len(text) == 2 + lines
         assert len(json.loads((tmp_path / f"{table}.json").read_text())["models"]) == lines
         assert (tmp_path / f"{table}.png").exists()
-    run(EXAMPLE / "tile.py", "--model", tmp_path / "vq__f___4.safetensors", "--output", tmp_path, "--tile", "200")
+    run(
+        EXAMPLE,
+        EXAMPLE / "tile.py",
+        "--model",
+        tmp_path / "vq__f___4.safetensors",
+        "--output",
+        tmp_path,
+        "--tile",
+        "200",
+    )
     tiles = json.loads((tmp_path / "tiles.json").read_text())
     assert tiles["height"] * tiles["width"] > 1e6
     assert tiles["exact bands"]["largest_difference"] < 0.1  # of 256 grey levels

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import latentdiff as ld
+from programs import run
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "any_rank"
 
 
-def run(*command: str | Path) -> None:
-    """Run Python in a process of its own; what it wrote is shown if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_example_runs_and_writes_models_pictures_and_figures(tmp_path: Path) -> None:
-    run(EXAMPLE / "main.py", "--preset", "smoke", "--output", tmp_path)
+    run(EXAMPLE, EXAMPLE / "main.py", "--preset", "smoke", "--output", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for kind, dims, figure in (("signals", 1, "rate"), ("volumes", 3, "bodies")):
         model = ld.load(tmp_path / f"{kind}.safetensors")
@@ -72,4 +63,4 @@ for x in (one, data.bodies(20, 16, 0)):
 
 
 def test_measures_know_what_they_are_shown() -> None:
-    run("-c", MEASURES)
+    run(EXAMPLE, "-c", MEASURES)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import latentdiff as ld
+from programs import run as execute
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rendered_scenes"
 sys.path.insert(0, str(EXAMPLE))
@@ -101,20 +100,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the shortest run wrote, with a first stage given to it."""
     output = tmp_path_factory.mktemp("layout_to_image")
     ld.save(ld.Autoencoder(base_channels=8, channel_multipliers=(1, 1, 1), blocks_per_level=1), output / "given")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
-    script = str(EXAMPLE / "layout_to_image.py")
-    command = [
-        sys.executable,
-        script,
-        "--preset",
-        "smoke",
-        "--output",
-        str(output),
-        "--first-stage",
-        str(output / "given"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    script, given = EXAMPLE / "layout_to_image.py", output / "given"
+    execute(EXAMPLE, script, "--preset", "smoke", "--output", output, "--first-stage", given)
     return output
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import latentdiff as ld
+from programs import run
 
 pytest.importorskip("skimage")
 
@@ -208,10 +207,7 @@ for task in ("class_conditional", "super_resolution", "inpainting", "tradeoff"):
 
 
 def test_each_task_runs_in_its_shortest_setting(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
-    command = [sys.executable, "-c", SMOKE, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(EXAMPLE, "-c", SMOKE, tmp_path)
     for folder, pictures in {
         "": ("samples_1.png", "samples_2.png", "reconstructions.png"),
         "super_resolution": ("super_resolution.png", "large.png"),

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import latentdiff as ld
+from programs import run
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "semantic_map"
 
 
-def run(*command: str | Path) -> None:
-    """Run Python in a process of its own; what it wrote is shown if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_example_runs_and_writes_a_model_pictures_and_figures(tmp_path: Path) -> None:
-    run(EXAMPLE / "main.py", "--preset", "smoke", "--output", tmp_path)
+    run(EXAMPLE, EXAMPLE / "main.py", "--preset", "smoke", "--output", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("in_windows", "as_a_whole", "of_first_stage", "with_mirrored_map"):
         assert 0 <= metrics[f"agreement_{name}"] <= 1
@@ -74,7 +65,7 @@ assert torch.allclose(smoothed(x)[0, 1, 8, 9], x[0, 1, 2:15, 3:16].mean())
 
 
 def test_maps_follow_their_rule_and_crops_keep_picture_and_map_together() -> None:
-    run("-c", RULE)
+    run(EXAMPLE, "-c", RULE)
 
 
 DATA = """
@@ -93,4 +84,4 @@ def test_every_fourth_photograph_from_the_end_is_held_out_and_masks_are_left_out
         Image.new("RGB", (20 + number, 10)).save(tmp_path / f"{number}.{suffix}")
         Image.new("L", (20 + number, 10)).save(tmp_path / f"{number}_mask.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    run("-c", DATA, tmp_path)
+    run(EXAMPLE, "-c", DATA, tmp_path)

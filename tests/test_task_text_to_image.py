@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import random
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import latentdiff as ld
+from programs import run as execute
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rendered_scenes"
 sys.path.insert(0, str(EXAMPLE))
@@ -171,10 +170,7 @@ def test_a_relation_is_unseen_with_its_mirror_image() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the shortest run wrote."""
     output = tmp_path_factory.mktemp("text_to_image")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(EXAMPLE), *sys.path])}
-    command = [sys.executable, str(EXAMPLE / "text_to_image.py"), "--preset", "smoke", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    execute(EXAMPLE, EXAMPLE / "text_to_image.py", "--preset", "smoke", "--output", output)
     return output
 
 
