@@ -204,3 +204,24 @@ def train(
     run.results |= {"steps": preset.steps, "loss_of_last_steps": sum(last) / len(last)}
     run.results["parameters"] = sum(parameter.numel() for parameter in model.unet.parameters())
     ld.save(model, run.output / "model.safetensors")
+
+
+def with_map_beside(
+    autoencoder: ld.Autoencoder, encoder: ld.SpatialEncoder, multipliers: tuple[int, ...], run: Run
+) -> ld.LatentDiffusion:
+    """A UNet of convolutions alone, with what the encoder makes of a map beside the latents."""
+    unet = ld.UNet(
+        in_channels=autoencoder.latent_channels,
+        concat_channels=encoder.concat_channels,
+        base_channels=run.preset.base_channels,
+        channel_multipliers=multipliers,
+        blocks_per_level=run.preset.blocks_per_level,
+        middle_attention=False,
+    )
+    return ld.LatentDiffusion(
+        autoencoder=autoencoder,
+        unet=unet,
+        schedule=ld.NoiseSchedule.cosine(),
+        condition_encoder=encoder,
+        prediction="v_prediction",
+    ).to(run.device)

@@ -65,21 +65,7 @@ def build(autoencoder: ld.Autoencoder, run: Run) -> ld.LatentDiffusion:
     encoder = ld.SpatialEncoder(
         in_channels=autoencoder.latent_channels, has_mask=True, mask_range=(-1.0, 1.0), dropout=0.2
     )
-    unet = ld.UNet(
-        in_channels=autoencoder.latent_channels,
-        concat_channels=encoder.concat_channels,
-        base_channels=run.preset.base_channels,
-        channel_multipliers=(2, 2),
-        blocks_per_level=run.preset.blocks_per_level,
-        middle_attention=False,
-    )
-    return ld.LatentDiffusion(
-        autoencoder=autoencoder,
-        unet=unet,
-        schedule=ld.NoiseSchedule.cosine(),
-        condition_encoder=encoder,
-        prediction="v_prediction",
-    ).to(run.device)
+    return common.with_map_beside(autoencoder, encoder, (2, 2), run)
 
 
 class Filling(nn.Module):

@@ -62,21 +62,7 @@ def build(autoencoder: ld.Autoencoder, run: Run) -> ld.LatentDiffusion:
     torch.manual_seed(1)
     doublings = (FACTOR // autoencoder.downsampling_factor).bit_length() - 1  # from its size to that of the latents
     encoder = ld.SpatialEncoder(in_channels=3, num_stages=doublings, factor=2.0, dropout=0.0)
-    unet = ld.UNet(
-        in_channels=autoencoder.latent_channels,
-        concat_channels=encoder.concat_channels,
-        base_channels=run.preset.base_channels,
-        channel_multipliers=(1, 2, 2),
-        blocks_per_level=run.preset.blocks_per_level,
-        middle_attention=False,
-    )
-    return ld.LatentDiffusion(
-        autoencoder=autoencoder,
-        unet=unet,
-        schedule=ld.NoiseSchedule.cosine(),
-        condition_encoder=encoder,
-        prediction="v_prediction",
-    ).to(run.device)
+    return common.with_map_beside(autoencoder, encoder, (1, 2, 2), run)
 
 
 def with_small(batch: fitting.Batch, generator: torch.Generator) -> fitting.Batch:
