@@ -25,7 +25,7 @@ SOURCE = Path(ld.__file__).parent
 # Each level imports only from levels above it in this list. A package counts as one module here.
 LEVELS: list[set[str]] = [
     {"_typing", "_checks", "_errors", "_beta_tables", "_distributed", "_log_snr_table", "_ode", "_convolution"},
-    {"_noise", "_module", "_code_subset", "_moments"},
+    {"_noise", "_module", "_code_subset", "_moments", "_narrow_attention"},
     {"_distributions", "_lpips", "_brownian", "_normalization"},
     {"_gathered_norm", "_fusion"},
     {"_schedule", "_layers", "_codebook", "_quantized", "_latent_space", "_value_range"},
@@ -69,6 +69,7 @@ NETWORKS = {
     "_code_subset",
     "_quantized",
     "_attention",
+    "_narrow_attention",
     "_linear_attention",
     "_discriminator",
     "_lpips",

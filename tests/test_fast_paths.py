@@ -155,6 +155,27 @@ def test_a_gated_product_is_its_formula(batch: int, length: int, dim: int, seed:
         torch.testing.assert_close(geglu(x, layer.proj_in), expected, **CLOSE)
 
 
+def test_a_gated_product_may_be_differentiated_twice() -> None:
+    layer = randomised(FeedForward(dim=3, multiplier=2)).double()
+    x = normal((2, 4, 3)).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, *_: geglu(x, layer.proj_in), (x, *layer.proj_in.parameters()))
+
+
+def test_a_gated_product_keeps_its_factors_only() -> None:
+    layer, x = FeedForward(dim=3, multiplier=4).proj_in, normal((2, 5, 3)).float()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = geglu(x, layer)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+    sizes = [size for place, size in kept.items() if place not in parameters | {x.data_ptr()}]
+    assert sizes == [y.numel()] * 2
+
+
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
 def test_a_block_gives_the_same_with_and_without_gradients(spatial_dims: ld.SpatialDims) -> None:
     block = ResidualBlock(in_channels=6, out_channels=8, embedding_dim=4, spatial_dims=spatial_dims)
@@ -179,6 +200,25 @@ def test_a_result_that_somebody_watches_is_not_overwritten() -> None:
     h = last(x)
     z = plus(last, h, x)
     torch.testing.assert_close(seen[1] + x, z, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (80, 64)])
+@pytest.mark.parametrize("watched", ["norm1", "conv1", "norm2", "conv2"])
+@pytest.mark.parametrize("dim", [4, None])
+@torch.no_grad()
+def test_no_result_in_a_block_that_somebody_watches_is_overwritten(
+    watched: str, size: tuple[int, int], dim: int | None
+) -> None:
+    block = randomised(ResidualBlock(in_channels=6, out_channels=8, embedding_dim=dim))
+    x, embedding = as_fast_map(normal((2, 6, *size)).float()), None if dim is None else normal((2, dim), 1).float()
+    kept, expected = x.clone(), block(x, embedding)
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer = block.get_submodule(watched)
+    layer.register_forward_hook(lambda module, given, result: seen.append((result, result.clone())))
+    # sums of 72 products around 1
+    torch.testing.assert_close(block(x, embedding), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(x, kept)
+    assert torch.equal(*seen[0])
 
 
 @torch.no_grad()
@@ -336,6 +376,23 @@ def test_a_channels_last_norm_is_as_precise_as_another(mean: float, size: tuple[
             of.pow(3).mean().backward()
             assert at.grad is not None
         assert (x.grad.double() - exact.grad).abs().max() < 1e-3 * exact.grad.abs().max()
+
+
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+@pytest.mark.parametrize("size", [(5, 7), (67, 64), (80, 100)])
+@pytest.mark.parametrize("is_free", [False, True])
+@torch.no_grad()
+def test_the_silu_of_a_norm_takes_the_memory_it_is_given_and_no_other(
+    mean: float, size: tuple[int, int], is_free: bool
+) -> None:
+    norm = normal_weights(GroupNorm(2, 6, eps=1e-6))
+    x = as_fast_map(mean + torch.randn(3, 6, *size) * torch.linspace(0.5, 1.5, size[0])[:, None])
+    kept = x.clone()
+    y = silu_of(norm, x, is_free=is_free)
+    expected = F.silu(F.group_norm(kept.double(), 2, norm.weight.double(), norm.bias.double(), eps=1e-6))
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=4e-5 + 1e-6 * mean)  # as above
+    assert torch.equal(x, y if y.data_ptr() == x.data_ptr() else kept)
+    assert (y.data_ptr() == x.data_ptr()) == (is_free and mean == 0.0 and size != (5, 7))
 
 
 def normal_weights(norm: nn.GroupNorm) -> nn.GroupNorm:

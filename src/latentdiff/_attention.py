@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from latentdiff._checks import check_choice, check_count, check_rate, check_shape
 from latentdiff._convolution import is_transformed
-from latentdiff._fusion import geglu
+from latentdiff._fusion import drop_out, geglu
 from latentdiff._layers import conv, group_norm, zero_
 from latentdiff._module import Module
+from latentdiff._narrow_attention import attend
 from latentdiff._typing import SpatialDims, Tokens
 
 QKVOrder: TypeAlias = Literal["legacy", "new", "separate"]
@@ -104,12 +105,12 @@ class CrossAttention(Module):
         if mask is not None and mask.ndim != 4:
             context, mask = hide(context, mask)
         q, k, v = (
-            rearrange(tokens, "b n (heads d) -> b heads n d", heads=self.num_heads)
+            tokens.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
             for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = self.to_out(rearrange(attended, "b heads n d -> b n (heads d)"))
-        return F.dropout(out, self.dropout, self.training)
+        attended = attend(q, k, v, mask)  # [batch, heads, length, head_dim]
+        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        return drop_out(out, self.dropout, self.training)
 
 
 def hide(context: Tokens, mask: Tensor) -> tuple[Tokens, Tensor]:
@@ -180,7 +181,7 @@ class FeedForward(Module):
 
     def forward(self, x: Tokens) -> Tokens:
         """Map each token of `x` `[batch, length, dim]`."""
-        y: Tensor = self.proj_out(F.dropout(geglu(x, self.proj_in), self.dropout, self.training))
+        y: Tensor = self.proj_out(drop_out(geglu(x, self.proj_in), self.dropout, self.training))
         return y
 
 
@@ -233,12 +234,12 @@ class TransformerBlock(Module):
 
 def to_tokens(x: Tensor) -> Tokens:
     """The points of a map `[batch, channels, *spatial]` as tokens `[batch, points, channels]`."""
-    return rearrange(x, "b c ... -> b (...) c")
+    return x.flatten(2).transpose(1, 2)
 
 
 def to_map(tokens: Tokens, size: tuple[int, ...]) -> Tensor:
     """Tokens `[batch, points, channels]` as the map `[batch, channels, *size]`, channels last in memory."""
-    channels_first = rearrange(tokens, "b n c -> b c n")
+    channels_first = tokens.transpose(1, 2)
     return channels_first.reshape(*channels_first.shape[:2], *size)
 
 
@@ -371,7 +372,7 @@ class SpatialSelfAttention(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Let the points of `x` `[batch, channels, *spatial]` attend to each other."""
         q, k, v = self._project(to_tokens(self.norm(x)))
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         out: Tensor = self.to_out(rearrange(attended, "b heads n d -> b n (heads d)"))
         return x + to_map(out, tuple(x.shape[2:]))
 

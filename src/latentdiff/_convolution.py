@@ -21,6 +21,9 @@ from torch import Tensor, nn
 LARGE_WEIGHT: Final = 2**21
 """Numbers in a weight from which on its layout is what a convolution on few points costs: it leaves the cache."""
 
+transforms = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+"""The innermost transform of `torch.func` around the caller, or None."""
+
 CONVOLVE: Final = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -90,8 +93,9 @@ def is_channels_last(x: Tensor) -> bool:
 
     They look at the stride of a batch of one.
     """
-    last = torch.channels_last
-    return x.ndim == 4 and x.is_contiguous(memory_format=last) and x.stride(0) == x.shape[1:].numel()
+    if x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return len(x) > 1 or x.stride(0) == x.numel()
 
 
 class Conv2d(nn.Conv2d):
@@ -103,7 +107,7 @@ class Conv2d(nn.Conv2d):
         if not self._may_choose(input, weight):
             y = super()._conv_forward(input, weight, bias)
             return y
-        if weight.shape[2:] == (1, 1):
+        if self.kernel_size == (1, 1):
             y = F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias)
             return y.permute(0, 3, 1, 2)
         points = input.shape[0] * input.shape[2] * input.shape[3] // (self.stride[0] * self.stride[1])
@@ -150,8 +154,8 @@ class Conv2d(nn.Conv2d):
 def is_chosen_here(x: Tensor) -> bool:
     """Whether how to compute is for this library to choose: in full precision on a CPU, where nobody else chooses."""
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        x.is_cpu
+        and (x.dtype is torch.float32 or x.dtype is torch.float64)
         and not is_transformed()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -159,5 +163,4 @@ def is_chosen_here(x: Tensor) -> bool:
 
 def is_transformed() -> bool:
     """Whether operations are not run but compiled or exported, or mapped or differentiated by `torch.func`."""
-    functions = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    return torch.compiler.is_compiling() or functions.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or transforms() is not None

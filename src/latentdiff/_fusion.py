@@ -4,6 +4,7 @@ A module that somebody changed or watches (an adapter, a hook, a quantised weigh
 Nothing is kept between calls, so weights may change at any time and in any way.
 """
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from typing import Final
@@ -14,19 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as everywhere
 
 from latentdiff._convolution import Conv2d, is_transformed
+from latentdiff._narrow_attention import Context
 from latentdiff._normalization import GroupNorm
 
 PLAIN: Final = frozenset({nn.Linear, GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
 """Modules that are their weights and nothing else, whose results are new tensors."""
-
-HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-GLOBAL_HOOKS: Final = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
-"""Where torch keeps whom a module, or any module, tells."""
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -35,16 +28,24 @@ def is_plain(module: nn.Module) -> bool:
         type(module) in PLAIN
         and type(module.weight) is nn.Parameter
         and "forward" not in module.__dict__
-        and not any(getattr(module, hooks) for hooks in HOOKS)
-        and not any(getattr(everywhere, hooks) for hooks in GLOBAL_HOOKS)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not (everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
+        and not (everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks)
         and not is_transformed()
     )
 
 
-def silu_of(norm: nn.Module, x: Tensor) -> Tensor:
-    """`silu(norm(x))`, in place where the norm's result is nobody else's; shaped like `x`."""
-    y: Tensor = norm(x)
-    return F.silu(y, inplace=not torch.is_grad_enabled() and is_plain(norm))
+def silu_of(norm: nn.Module, x: Tensor, *, is_free: bool = False) -> Tensor:
+    """`silu(norm(x))`, shaped like `x`; in place where the norm's result, or with `is_free` `x`, is nobody else's."""
+    if torch.is_grad_enabled() or not is_plain(norm) or not isinstance(norm, GroupNorm):
+        return F.silu(norm(x))
+    return norm.silu(x, is_free=is_free)
+
+
+def drop_out(x: Tensor, rate: float, is_training: bool) -> Tensor:
+    """`x` after dropout; without a call of torch where there is none."""
+    return F.dropout(x, rate) if is_training and rate else x
 
 
 def plus(last: nn.Module, y: Tensor, x: Tensor) -> Tensor:
@@ -73,8 +74,27 @@ def geglu(x: Tensor, linear: nn.Module) -> Tensor:
         return value * F.gelu(gate)
     weights = linear.weight.unflatten(0, (2, -1)).unbind(0)
     biases = linear.bias.unflatten(0, (2, -1)).unbind(0)
-    value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    parts = zip(weights, biases, strict=True)
     if torch.is_grad_enabled():
-        return value * F.gelu(gate)
+        gated: Tensor = _Gated.apply(*(F.linear(x, *part) for part in parts))  # type: ignore[no-untyped-call]
+        return gated
+    value, gate = (F.linear(x, weight).add_(bias) for weight, bias in parts)  # sooner than from rows of the bias
     torch.ops.aten.gelu_(gate)
     return value.mul_(gate)
+
+
+class _Gated(torch.autograd.Function):
+    """`value * gelu(gate)`, whose gradient takes the GELU again instead of keeping it: three arrays instead of four."""
+
+    @staticmethod
+    def forward(ctx: Context, value: Tensor, gate: Tensor) -> Tensor:
+        """Multiply; the GELU's array is the result's."""
+        ctx.save_for_backward(value, gate)
+        return F.gelu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Both factors' gradients, which may be differentiated again."""
+        value, gate = ctx.saved_tensors
+        of_gate: Tensor = torch.ops.aten.gelu_backward(gradient * value, gate)
+        return gradient * F.gelu(gate), of_gate

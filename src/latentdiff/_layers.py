@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentdiff._checks import check_choice, check_positive
 from latentdiff._convolution import Conv2d, doubled, pays_to_double
-from latentdiff._fusion import is_plain, plus, silu_of
+from latentdiff._fusion import drop_out, is_plain, plus, silu_of
 from latentdiff._module import Module
 from latentdiff._normalization import GroupNorm
 from latentdiff._typing import SpatialDims
@@ -328,21 +328,18 @@ class ResidualBlock(Module):
             h, x = upsample_nearest(h, size), upsample_nearest(x, size)
         elif self.resample == "down":
             h, x = downsample_average(h), downsample_average(x)
-        h = self._normalise(self.conv1(h), embedding)
-        h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
+        h = self._activate(self.conv1(h), embedding)
+        h = self.conv2(drop_out(h, self.dropout, self.training))
         return plus(self.conv2, h, x if self.shortcut is None else self.shortcut(x))
 
-    def _normalise(self, h: Tensor, embedding: Tensor | None) -> Tensor:
-        """The second norm of `h` `[batch, out_channels, *spatial]`, with the embedding before it or around it."""
-        y: Tensor
+    def _activate(self, h: Tensor, embedding: Tensor | None) -> Tensor:
+        """SiLU of the second norm of `h` `[batch, out_channels, *spatial]`, the embedding before it or around it."""
         if self.embedding is None or embedding is None:
-            y = self.norm2(h)
-            return y
+            return silu_of(self.norm2, h, is_free=is_plain(self.conv1))
         projected: Tensor = self.embedding(F.silu(embedding))
         projected = projected.reshape(*projected.shape, *(1,) * self.spatial_dims)
         if self.scale_shift:
             scale, shift = projected.chunk(2, dim=1)
             y = self.norm2(h) * (1 + scale) + shift
-        else:
-            y = self.norm2(h + projected)
-        return y
+            return F.silu(y, inplace=not torch.is_grad_enabled())
+        return silu_of(self.norm2, plus(self.conv1, h, projected), is_free=True)

@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff._convolution import is_channels_last, is_chosen_here
@@ -20,6 +21,9 @@ PIECE: Final = 1024
 TOLERANCE: Final = 2e-5
 """Of a result, about, in units of its deviation."""
 
+CACHED: Final = 2**17
+"""Numbers that stay in a core's cache."""
+
 
 class GroupNorm(nn.GroupNorm):
     r"""`torch.nn.GroupNorm`: the same constructor, weights and function.
@@ -32,44 +36,84 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` `[batch, channels, *spatial]`."""
-        if not (is_chosen_here(input) and is_channels_last(input)):
-            return super().forward(input)
-        points = input.shape[2] * input.shape[3]
-        y = self._at_once(input)[0] if points <= MOST_POINTS else self._in_pieces(input)
-        if y is not None:
-            return y
-        return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last)
+        return self._normalised(input, None, is_activated=False)
 
-    def _at_once(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The result, None where it would be imprecise; mean and inverse deviation, both `[batch, groups]`."""
+    def silu(self, x: Tensor, *, is_free: bool) -> Tensor:
+        """The SiLU of the result, without gradients; with `is_free`, in the memory of `x` where that is sooner."""
+        return self._normalised(x, x if is_free else None, is_activated=True)
+
+    def _normalised(self, x: Tensor, out: Tensor | None, *, is_activated: bool) -> Tensor:
+        if is_chosen_here(x) and is_channels_last(x):
+            small = x.shape[2] * x.shape[3] <= MOST_POINTS
+            y = self._at_once(x, is_activated) if small else self._in_pieces(x, out, is_activated)
+            if y is not None:
+                return y
+            y = super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        else:
+            y = super().forward(x)
+        return F.silu(y, inplace=True) if is_activated else y
+
+    def _at_once(self, x: Tensor, is_activated: bool) -> Tensor | None:
+        """The result; None where it would be imprecise."""
         batch, channels, height, width = x.shape
         points = height * width
         y, mean, inverse = torch.native_group_norm(
             x, self.weight, self.bias, batch, channels, points, self.num_groups, self.eps
         )
         farthest = torch.linalg.vector_norm(mean * inverse, math.inf).item()
-        lost = math.sqrt(points) * (1 + farthest**2) * torch.finfo(x.dtype).eps / 2
-        return (y if lost < TOLERANCE else None), mean, inverse
+        if not _lost(points, 1 + farthest**2, x.dtype) < TOLERANCE:
+            return None
+        return F.silu(y, inplace=True) if is_activated else y
 
-    def _in_pieces(self, x: Tensor) -> Tensor | None:
-        """As `_at_once`, for bands of a large map; None where they are imprecise or a gradient is wanted."""
+    def _in_pieces(self, x: Tensor, out: Tensor | None, is_activated: bool) -> Tensor | None:
+        """As `_at_once`, in pieces that stay in the cache from one operation to the next; None for a gradient too."""
         if torch.is_grad_enabled():
             return None
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         rows = next(n for n in range(max(1, PIECE // width), 0, -1) if height % n == 0)
-        bands = x.permute(0, 2, 3, 1).reshape(-1, rows, width, channels).permute(0, 3, 1, 2)
-        y, mean, inverse = self._at_once(bands)
-        if y is None:
+        pieces = _pieces(x, rows)
+        affine = self._affine(pieces)
+        if affine is None:
             return None
-        mean, inverse = (
-            moment.to(torch.float64).unflatten(0, (batch, -1)).movedim(1, 0).flatten(1) for moment in (mean, inverse)
-        )  # [pieces, batch * groups]
-        whole, repeats = ChannelMoments.of(mean, inverse**-2 - self.eps), channels // self.num_groups
-        wanted = (whole.variance + self.eps).rsqrt()
-        scale, shift = (
-            of_group.unflatten(1, (batch, -1)).movedim(0, 1).flatten(0, 1).repeat_interleave(repeats, 1)
-            for of_group in (wanted / inverse, (mean - whole.mean) * wanted)
-        )
-        shift = shift * self.weight + self.bias * (1 - scale)
-        y.mul_(scale.to(x.dtype)[..., None, None]).add_(shift.to(x.dtype)[..., None, None])
-        return y.permute(0, 2, 3, 1).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        out = torch.empty_like(x) if out is None else out
+        for scale, shift, sample, result in zip(*affine, pieces, _pieces(out, rows), strict=True):
+            for part, place in zip(*(_parts(each) for each in (sample, result)), strict=True):
+                torch.mul(part, scale, out=place).add_(shift)
+                if is_activated:
+                    F.silu(place, inplace=True)
+        return out
+
+    def _affine(self, pieces: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift `[batch, channels]` of `pieces` `[batch, pieces, points, channels]`; None if imprecise."""
+        batch, number, points, channels = pieces.shape
+        sums = [(part.sum(1), part.square().sum(1)) for sample in pieces for part in _parts(sample)]
+        mean, square = (torch.cat(part).to(torch.float64) / points for part in zip(*sums, strict=True))
+        mean, square = (
+            x.view(batch, number, self.num_groups, -1).transpose(1, 2).flatten(0, 1).flatten(1) for x in (mean, square)
+        )  # [batch * groups, pieces * channels of a group]
+        whole = ChannelMoments.of(mean.T, (square - mean.square()).T)
+        inverse = (whole.variance + self.eps).rsqrt()
+        farthest = float((square * inverse[:, None].square()).max())
+        if not _lost(points, farthest, pieces.dtype) < TOLERANCE:
+            return None
+        repeats = channels // self.num_groups
+        inverse, mean = (x.repeat_interleave(repeats).view(batch, channels) for x in (inverse, whole.mean))
+        scale = inverse * self.weight
+        return scale.to(pieces.dtype), (self.bias - mean * scale).to(pieces.dtype)
+
+
+def _pieces(x: Tensor, rows: int) -> Tensor:
+    """A channels-last map in bands of so many rows: `[batch, bands, points, channels]`."""
+    batch, channels, _, width = x.shape
+    return x.permute(0, 2, 3, 1).view(batch, -1, rows * width, channels)
+
+
+def _parts(pieces: Tensor) -> tuple[Tensor, ...]:
+    """Some of the pieces `[pieces, points, channels]` at a time."""
+    parts: tuple[Tensor, ...] = pieces.split(max(1, CACHED // pieces[0].numel()))
+    return parts
+
+
+def _lost(points: int, size: float, dtype: torch.dtype) -> float:
+    """About what sums over so many points lose of a variance of 1, where the mean square is `size`."""
+    return math.sqrt(points) * size * torch.finfo(dtype).eps / 2
