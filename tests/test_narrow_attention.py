@@ -144,3 +144,33 @@ def test_memory_of_both_directions_is_linear_in_the_tokens() -> None:
         attend(q, k, v).sum().backward()
     largest = max(event.cpu_memory_usage for event in record.events() or ())
     assert 2 * 4096 * 8 * 4 <= largest <= 2 * 2 * 4096 * 32 * 4  # scores would be 2 * 4096 * 4096
+
+
+@pytest.mark.parametrize("largest", [40.0, 0.0])
+def test_it_is_one_operation_to_a_compiler_and_the_same_numbers(largest: float) -> None:
+    block = ld.CrossAttention(query_dim=12, num_heads=3, head_dim=4)
+    x = torch.randn(2, 260, 12, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    with patch.object(_narrow_attention, "LARGEST_SCORE", largest):
+        with torch.no_grad():
+            assert torch.equal(compiled(x), block(x))
+            assert torch.equal(compiled(x[:, :259]), block(x[:, :259]))
+            with profile(activities=[ProfilerActivity.CPU]) as record:
+                compiled(x)
+        assert any(event.key == "latentdiff::attend" for event in record.key_averages())
+        torch.testing.assert_close(compiled(x), block(x), rtol=1e-5, atol=1e-6)  # with gradients, by torch's kernel
+
+
+def test_the_operation_keeps_the_rules_of_operations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (tokens(2, 3, n, 4, generator) for n in (5, 7, 7))
+    mask = torch.tensor([True, False, True, True, False, True, True])[None, None, None]
+    for size in (1.0, 100.0):
+        for hidden in (None, mask):
+            torch.library.opcheck(torch.ops.latentdiff.attend.default, (q * size, k, v, hidden))
+
+
+def test_an_exported_program_knows_operations_of_torch_only() -> None:
+    block = ld.CrossAttention(query_dim=12, num_heads=3, head_dim=4).eval()
+    program = torch.export.export(block, (torch.randn(2, 260, 12),))
+    assert not any("latentdiff" in str(node.target) for node in program.graph.nodes)

@@ -153,12 +153,13 @@ class Conv2d(nn.Conv2d):
 
 def is_chosen_here(x: Tensor) -> bool:
     """Whether how to compute is for this library to choose: in full precision on a CPU, where nobody else chooses."""
-    return (
-        x.is_cpu
-        and (x.dtype is torch.float32 or x.dtype is torch.float64)
-        and not is_transformed()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return is_precise_on_cpu(x) and not is_transformed()
+
+
+def is_precise_on_cpu(x: Tensor) -> bool:
+    """Whether `x` is on a CPU, and operations there are in full precision."""
+    is_precise = x.dtype is torch.float32 or x.dtype is torch.float64
+    return x.is_cpu and is_precise and not torch.is_autocast_enabled("cpu")
 
 
 def is_transformed() -> bool:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from latentdiff._convolution import is_chosen_here
+from latentdiff._convolution import is_precise_on_cpu, is_transformed
 
 MOST_CHANNELS: Final = 8
 """Of a head; at 16 torch's kernel is as fast, and its gradient faster."""
@@ -50,18 +50,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     Returns:
         `[batch, heads, n, d]`.
     """
-    if not _pays(q, k):
+    is_learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not (_is_narrow(q, k) and is_precise_on_cpu(q)) or torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    if torch.compiler.is_compiling() and not is_learning:
+        in_graph: Tensor = _attend_in_graph(q, k, v, mask)
+        return in_graph
+    if is_transformed() or not _is_bounded(q, k):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if is_learning:
         attended: Tensor = _Attention.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
         return attended
     return _attended(q, k, v, mask)[0]
 
 
-def _pays(q: Tensor, k: Tensor) -> bool:
-    """Whether heads are narrow, their scores many, and bounded by the longest query and key."""
-    if q.shape[-1] > MOST_CHANNELS or q.shape[-2] * k.shape[-2] < FEWEST_SCORES or not is_chosen_here(q):
-        return False
+@torch.library.custom_op("latentdiff::attend", mutates_args=())
+def _attend_in_graph(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`attend` without gradients, one operation to a compiler, which would not do as well."""
+    if _is_bounded(q, k):
+        return _attended(q, k, v, mask)[0]
+    result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return result.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@_attend_in_graph.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    return _heads_side_by_side(q)
+
+
+def _is_narrow(q: Tensor, k: Tensor) -> bool:
+    """Whether heads are narrow, and their scores many."""
+    return q.shape[-1] <= MOST_CHANNELS and q.shape[-2] * k.shape[-2] >= FEWEST_SCORES
+
+
+def _is_bounded(q: Tensor, k: Tensor) -> bool:
+    """Whether scores are, by the longest query and key."""
     query, key = (float(torch.linalg.vector_norm(x.detach(), dim=-1).amax()) for x in (q, k))
     return query * key <= LARGEST_SCORE * math.sqrt(q.shape[-1])
 
@@ -79,8 +102,7 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Ten
             torch.bmm(key, query, out=scores).exp_()
             attended.copy_(torch.bmm(value, scores))
     sums, total = out.transpose(1, 2).unflatten(0, q.shape[:2]).split((q.shape[-1], 1), dim=-1)
-    result = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)  # heads side by side
-    return result.copy_(sums / total), total.clone()
+    return _heads_side_by_side(q).copy_(sums / total), total.clone()
 
 
 def _gradients(
@@ -131,6 +153,11 @@ def _places(rooms: tuple[Tensor, ...], key: Tensor, query: Tensor) -> tuple[Tens
 def _channels_first(x: Tensor) -> Tensor:
     """`[batch, heads, n, d]` as `[batch * heads, d, n]`, in this order in memory."""
     return x.flatten(0, 1).transpose(1, 2).contiguous()
+
+
+def _heads_side_by_side(q: Tensor) -> Tensor:
+    """An empty tensor shaped like `q` `[batch, heads, n, d]`; in memory the heads of a token are its channels."""
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
 
 
 def _with_one(x: Tensor) -> Tensor:
