@@ -17,8 +17,8 @@ from latentdiff import Denoiser, NoiseSchedule, Sampler
 from latentdiff.guidance import ClassifierFree
 
 REASON = (
-    "a draw is its network: the ratio of the UNet at batch 2, where the two halves of guidance go "
-    "together; keys and values of the fixed context are below 1 % of the work"
+    "a draw is its network: the ratio of the UNet at batch 2, where the two halves of guidance go together; keys and "
+    "values of the fixed context are 2 % of the work, and what both halves share before they look at it is 3 %"
 )
 GOALS = (
     Goal("diffusers / ours, time", cpu=1.3, cuda=1.3, reason=REASON),

@@ -205,3 +205,17 @@ def test_a_model_learns_its_variance_and_keeps_it(tmp_path: Path) -> None:
     assert torch.equal(*drawn)
     with pytest.raises(ValueError, match="variance must be one of"):
         ld.LatentDiffusion(autoencoder=small.autoencoder, unet=small.unet, schedule=small.schedule, variance="big")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("network", "wanted"),
+    [
+        ({"in_channels": 3}, r"unet must have in_channels=2 \(autoencoder.latent_channels\), got in_channels=3"),
+        ({"in_channels": 2, "spatial_dims": 3}, "unet must have spatial_dims=2 .*, got spatial_dims=3"),
+    ],
+)
+def test_a_network_for_other_latents_is_refused(network: dict[str, int], wanted: str) -> None:
+    first_stage = ld.Autoencoder(in_channels=1, latent_channels=2, base_channels=4, channel_multipliers=(1, 1))
+    unet = ld.UNet(**network, base_channels=4, channel_multipliers=(1,), attention_levels=())
+    with pytest.raises(ValueError, match=wanted):
+        ld.LatentDiffusion(autoencoder=first_stage, unet=unet, schedule=ld.NoiseSchedule.cosine())

@@ -39,6 +39,12 @@ def test_boxes_lie_on_the_grid_in_the_picture_and_apart(seed: int) -> None:
 
 
 @given(seed=SEEDS)
+def test_things_come_in_reading_order(seed: int) -> None:
+    corners = [thing.box[1::-1] for thing in layouts.draw_layout(random.Random(seed))]
+    assert corners == sorted(corners)
+
+
+@given(seed=SEEDS)
 def test_a_layout_can_be_read_from_its_tokens(seed: int) -> None:
     things = layouts.draw_layout(random.Random(seed))
     drawn = scenes.Scenes.of([things])

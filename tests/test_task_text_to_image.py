@@ -101,6 +101,17 @@ def test_renderings_obey_every_word(kind: str, seed: int) -> None:
     assert {captions.role(word) for word in words} >= {"number", "colour", "shape"}
 
 
+@pytest.mark.parametrize("kind", captions.KINDS)
+@given(seed=SEEDS)
+def test_things_stand_on_the_grid_each_in_a_quarter_of_its_own(kind: str, seed: int) -> None:
+    things = scene(kind, seed)[1]
+    edges = [edge * scenes.SIZE / captions.GRID for thing in things for edge in thing.box]
+    assert all(edge.is_integer() for edge in edges)
+    quarters = [tuple(int(2 * first) for first in thing.box[:2]) for thing in things]
+    assert quarters == [tuple(math.ceil(2 * last) - 1 for last in thing.box[2:]) for thing in things]
+    assert len(set(quarters)) == len(things)
+
+
 @given(seed=SEEDS)
 def test_an_empty_picture_obeys_no_word(seed: int) -> None:
     assert not any(captions.obeyed(scene("seen", seed)[0], []).values())

@@ -23,17 +23,23 @@ from metrics import Judge
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 import latentdiff as ld
 from latentdiff.evaluation import psnr
-from latentdiff.training import EMA
+from latentdiff.losses import AutoencoderLoss
+from latentdiff.training import (
+    EMA,
+    Batches,
+    LearningRate,
+    Trainer,
+    diffusion_objective,
+    first_stage_objectives,
+)
 
 GUIDANCE_SCALE = 1.25  # chosen with --tune, which leaves the test part alone
 SAMPLER = ld.Sampler("dpmpp_2m", steps=20, spacing="trailing")  # what the scale was chosen with
 GRID_SEED = 7
+KL_WEIGHT = 1e-5
 
 
 class Digits(NamedTuple):
@@ -86,54 +92,32 @@ def build_model(autoencoder: ld.Autoencoder) -> ld.LatentDiffusion:
     )
 
 
-def batches(digits: Digits, steps: int, size: int, device: torch.device, description: str) -> tqdm[Digits]:
-    """Random batches, under a progress bar."""
-    generator = torch.Generator().manual_seed(0)
-    pick = (torch.randint(len(digits.labels), (size,), generator=generator) for _ in range(steps))
-    chosen = (Digits(digits.images[i].to(device), digits.labels[i].to(device)) for i in pick)
-    return tqdm(chosen, total=steps, desc=description)
-
-
-def train_first_stage(autoencoder: ld.Autoencoder, digits: Digits, steps: int, device: torch.device) -> list[float]:
-    """Reconstruction and a little KL, then calibrated to unit latents."""
-    optimizer = AdamW(autoencoder.parameters(), lr=2e-3, weight_decay=1e-4, fused=True)
-    schedule = OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    losses = []
-    for images, _ in (bar := batches(digits, steps, 64, device, "first stage")):
-        output = autoencoder(images)
-        error = (output.reconstruction - images).square().mean()
-        loss = error + 1e-5 * output.regularization
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(error.item())
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
+def train_first_stage(autoencoder: ld.Autoencoder, digits: Digits, steps: int) -> list[float]:
+    """Reconstruction and a little KL, then calibrated to unit latents; the mean squared error of each step."""
+    loss = AutoencoderLoss(reconstruction="l2", learn_log_variance=False, kl_weight=KL_WEIGHT, kl_reduction="sample")
+    objectives = first_stage_objectives(
+        autoencoder, loss, learning_rate=rate(steps), weight_decay=1e-4, betas=(0.9, 0.999)
+    )
+    history = Trainer(objectives, Batches(digits.images, batch_size=64), steps=steps).train()
+    device = next(autoencoder.parameters()).device
     autoencoder.eval().calibrate(images.to(device) for images in digits.images.split(256))
-    return losses
+    return history["generator/reconstruction"]
 
 
-def train_diffusion(model: ld.LatentDiffusion, digits: Digits, steps: int, device: torch.device) -> list[float]:
+def train_diffusion(model: ld.LatentDiffusion, digits: Digits, steps: int) -> list[float]:
     """The denoising loss in latent space; the model ends with its averaged weights."""
-    trained = [p for part in (model.unet, model.condition_encoder) if part is not None for p in part.parameters()]
-    optimizer = AdamW(trained, lr=2e-3, weight_decay=1e-3, fused=True)
-    schedule = OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    ema = EMA(model, decay=0.998)
-    losses = []
-    model.train()
-    for images, labels in (bar := batches(digits, steps, 64, device, "diffusion")):
-        loss = model.loss(images, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.update(model)
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    ema.copy_to(model)
+    average = EMA(model, decay=0.998)
+    objective = diffusion_objective(model, learning_rate=rate(steps), weight_decay=1e-3)
+    trainer = Trainer(objective, Batches(tuple(digits), batch_size=64), steps=steps, averages=[(average, model)])
+    history = trainer.train()
+    average.copy_to(model)
     model.eval()
-    return losses
+    return history["loss"]
+
+
+def rate(steps: int) -> LearningRate:
+    """Up in three tenths of the steps, then down along a cosine."""
+    return LearningRate(2e-3, warm_up=steps * 3 // 10, decay="cosine", steps=steps)
 
 
 def draw(model: ld.LatentDiffusion, labels: Tensor, scale: float, seed: int) -> Tensor:
@@ -221,12 +205,10 @@ def main() -> None:
 
     start = time.perf_counter()
     autoencoder = build_first_stage().to(device)
-    losses = {
-        "First stage (mean squared error)": train_first_stage(autoencoder, train, arguments.first_stage_steps, device)
-    }
+    losses = {"First stage (mean squared error)": train_first_stage(autoencoder, train, arguments.first_stage_steps)}
     middle = time.perf_counter()
     model = build_model(autoencoder).to(device)
-    losses["Diffusion (v-prediction)"] = train_diffusion(model, train, arguments.diffusion_steps, device)
+    losses["Diffusion (v-prediction)"] = train_diffusion(model, train, arguments.diffusion_steps)
     end = time.perf_counter()
 
     ld.save(model, output / "model.safetensors")

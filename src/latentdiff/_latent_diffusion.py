@@ -54,9 +54,14 @@ class LatentDiffusion(Module):
             image_size: Spatial size that `generate` makes where none is given, one number or one for each axis.
 
         Raises:
-            ValueError: If epsilon is to be predicted from pure noise, or there is no such prediction.
+            ValueError: If epsilon is to be predicted from pure noise, there is no such prediction, or the network's
+                latents are not those of the autoencoder.
         """
         super().__init__()
+        for name, latents in {"in_channels": "latent_channels", "spatial_dims": "spatial_dims"}.items():
+            wanted, taken = getattr(autoencoder, latents), getattr(unet, name, None)
+            if taken is not None and taken != wanted:
+                raise ValueError(f"unet must have {name}={wanted} (autoencoder.{latents}), got {name}={taken}")
         self.autoencoder: Autoencoder = autoencoder.eval()
         self.unet: UNet | DiT = unet
         self.schedule = schedule
