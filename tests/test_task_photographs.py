@@ -132,9 +132,10 @@ def test_the_model_is_told_nothing_of_what_is_in_the_hole(load: Callable[[str], 
 def test_known_pixels_stay_to_the_last_bit(load: Callable[[str], ModuleType]) -> None:
     inpainting, (model, run) = load("inpainting"), model_with_hole(load)
     x, hole = images(3, 3, 16, 16), inpainting.holes(3, 16, seed=1)
-    filled = [inpainting.fill(model, x, hole, run), inpainting.mean_colour(x, hole), inpainting.biharmonic(x, hole)]
-    filled += [inpainting.fill_in_the_loop(model, x, hole, run, resamples=n) for n in (1, 2)]
-    for y in filled:
+    made = [inpainting.fill(model, x, hole, run)]
+    made += [inpainting.fill_in_the_loop(model, x, hole, run, resamples=n) for n in (1, 2)]
+    filled = [inpainting.seamless(y, x, hole) for y in made]
+    for y in (*filled, inpainting.mean_colour(x, hole), inpainting.smooth(x, hole), inpainting.biharmonic(x, hole)):
         assert torch.equal(y[(~hole).expand_as(y)], x[(~hole).expand_as(x)])
         assert not torch.equal(y, x)
 
@@ -147,6 +148,47 @@ def test_baselines_are_exact_where_they_should_be(load: Callable[[str], ModuleTy
     hole[..., 8:14, 7:12] = True
     plane = ramp(24, 20)  # a solution of the biharmonic equation
     torch.testing.assert_close(inpainting.biharmonic(torch.where(hole, 0.9, plane), hole), plane, rtol=0, atol=1e-5)
+
+
+@given(seed=st.integers(0, 2**31), height=st.integers(6, 30), width=st.integers(6, 30))
+@settings(max_examples=20, deadline=None)
+def test_a_smooth_filling_is_made_of_means_of_what_is_known(
+    load: Callable[[str], ModuleType], seed: int, height: int, width: int
+) -> None:
+    smooth, generator = load("inpainting").smooth, torch.Generator().manual_seed(seed)
+    x, hole = images(3, 2, height, width, seed=seed), torch.rand(3, 1, height, width, generator=generator) < 0.6
+    hole[..., :4, :4] = torch.eye(4).bool()  # something is known even where a rest of odd sizes is not looked at
+    y, known = smooth(x, hole), (~hole).expand_as(x)
+    assert torch.equal(y[known], x[known])
+    assert torch.equal(y, smooth(torch.where(hole, torch.nan, x), hole))
+    low, high = x.masked_fill(hole, 2).amin((2, 3), True), x.masked_fill(hole, -2).amax((2, 3), True)
+    assert ((low - 1e-6 <= y) & (y <= high + 1e-6)).all()  # rounding of the means
+
+
+def test_more_rounds_of_means_come_to_a_solution_of_laplaces_equation(load: Callable[[str], ModuleType]) -> None:
+    hole = torch.zeros(1, 1, 24, 20, dtype=torch.bool)
+    hole[..., 8:14, 7:12] = True
+    plane = ramp(24, 20)  # a solution itself
+    errors = [(load("inpainting").smooth(plane, hole, rounds) - plane).abs().max() for rounds in (0, 4, 200)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-5
+
+
+def test_a_seamless_filling_has_lost_its_tint_and_kept_its_detail(load: Callable[[str], ModuleType]) -> None:
+    inpainting, x = load("inpainting"), 0.5 * images(3, 3, 24, 20)
+    hole = inpainting.holes(3, 24, seed=2)[..., :20]
+    tint = torch.tensor([0.3, -0.2, 0.1])[:, None, None]
+    torch.testing.assert_close(inpainting.seamless(x + tint, x, hole), x, rtol=0, atol=1e-6)
+
+
+def test_errors_by_place_are_those_of_the_edge_and_of_the_middle(load: Callable[[str], ModuleType]) -> None:
+    x, hole, middle = images(1, 3, 12, 14), torch.zeros(2, 1, 1, 12, 14, dtype=torch.bool), slice(5, 8)
+    hole[0, ..., 3:10, 3:10] = hole[1, ..., 4:9, 4:9] = True
+    made = x + 2 / 255 * hole[0] + 4 / 255 * hole[1]  # 1 grey level at the edge, 3 further in
+    found = load("inpainting").by_place(made, x, hole[0])
+    assert found == {"mean_error_edge": pytest.approx(1, abs=1e-4), "mean_error_middle": pytest.approx(3, abs=1e-4)}
+    made[..., middle, middle] = x[..., middle, middle]
+    assert load("inpainting").by_place(made, x, hole[0])["mean_error_middle"] == pytest.approx(0, abs=1e-4)
 
 
 def test_errors_are_those_of_the_hole_alone_in_grey_levels(load: Callable[[str], ModuleType]) -> None:

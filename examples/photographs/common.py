@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,10 +137,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def start(parsed: argparse.Namespace) -> Run:
-    """Read the photographs and make the output folder."""
+def start(parsed: argparse.Namespace, steps: Mapping[str, int] | None = None) -> Run:
+    """Read the photographs and make the output folder; `steps`, by preset, are the task's own."""
     parsed.output.mkdir(parents=True, exist_ok=True)
-    told = {"steps": parsed.steps, "limit": parsed.limit}
+    own = (steps or {}).get(parsed.preset)
+    told = {"steps": own if parsed.steps is None else parsed.steps, "limit": parsed.limit}
     preset = replace(PRESETS[parsed.preset], **{name: value for name, value in told.items() if value is not None})
     path = parsed.output / "seconds.json"
     seconds = json.loads(path.read_text()) if parsed.resume and path.exists() else {}
@@ -169,8 +171,10 @@ def judge(run: Run) -> Classifier:
     return model
 
 
-def autoencoder(run: Run, recipe: Recipe) -> ld.Autoencoder:
-    """The first stage that was given, or a new one, which is saved."""
+def autoencoder(
+    run: Run, recipe: Recipe, *, steps: int | None = None, base_channels: int | None = None
+) -> ld.Autoencoder:
+    """The first stage that was given, or a new one, which is saved; steps and channels as `first_stage.train` says."""
     if run.arguments.first_stage is not None:
         return first_stage.load(run.arguments.first_stage, run.device)
     path, resume = run.output / "first_stage.safetensors", run.arguments.resume
@@ -178,7 +182,15 @@ def autoencoder(run: Run, recipe: Recipe) -> ld.Autoencoder:
         return first_stage.load(path, run.device)
     with run.timed("first stage"):
         checkpoint = run.output / "first_stage.checkpoint"
-        model = first_stage.train(run.photos, recipe, run.arguments.preset, checkpoint, resume=resume)
+        model = first_stage.train(
+            run.photos,
+            recipe,
+            run.arguments.preset,
+            checkpoint,
+            resume=resume,
+            steps=steps,
+            base_channels=base_channels,
+        )
     ld.save(model, path)
     return model
 

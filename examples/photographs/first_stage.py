@@ -18,13 +18,22 @@ __all__ = ["Recipe", "load", "reconstruct", "train"]
 
 
 def train(
-    found: Photos, recipe: Recipe, preset: str, checkpoint: Path, *, resume: bool = False, steps: int | None = None
+    found: Photos,
+    recipe: Recipe,
+    preset: str,
+    checkpoint: Path,
+    *,
+    resume: bool = False,
+    steps: int | None = None,
+    base_channels: int | None = None,
 ) -> ld.Autoencoder:
     """A first stage with an adversary in the second half of training, calibrated to unit latents.
 
-    The classes of the photographs are not told. The discriminator and the checkpoint are left behind.
+    The classes of the photographs are not told. The discriminator and the checkpoint are left behind. `steps` and
+    `base_channels` are those of the preset unless they are given.
     """
-    settings = PRESETS[preset] if steps is None else replace(PRESETS[preset], steps=steps)
+    told = {"steps": steps, "base_channels": base_channels}
+    settings = replace(PRESETS[preset], **{name: value for name, value in told.items() if value is not None})
     pictures = Photographs(found.train.pictures, found.validation.pictures, found.source)
     return train_first_stage(recipe, settings, pictures, checkpoint, resume).autoencoder.eval()
 

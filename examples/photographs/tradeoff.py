@@ -69,7 +69,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(2, 0.2, 20, 2, 16),
-    "cpu": Budget(500, 30, 300, 10, 32),
+    "cpu": Budget(500, 45, 300, 10, 32),
     "gpu": Budget(30000, 900, 5000, 25, 128),
 }
 

@@ -29,8 +29,11 @@ UNSEEN_RELATIONS = {
 }
 """With each relation its mirror image, which is the same scene."""
 
-SIDES = (5.5, 6.5)
-"""Least and greatest side of a thing, in points."""
+SIDES = (6, 8)
+"""Sides that a thing may have, in points."""
+
+GRID = 2
+"""Boxes begin and end at multiples of so many points, where the latents' points do."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def draw_caption(kind: Kind, draw: random.Random) -> Caption:
 
 
 def compose(caption: Caption, draw: random.Random) -> list[Thing]:
-    """A scene that a caption asks for: things that do not touch, elsewhere at random."""
+    """A scene that a caption asks for: things in quarters of the picture that do not touch, elsewhere at random."""
     while True:
         boxes = draw_apart(len(caption.mentions), _draw_box, draw)
         pairs = zip(caption.mentions, boxes, strict=True)
@@ -131,10 +134,10 @@ def _is_apart(a: Box, b: Box) -> bool:
 
 
 def _draw_box(draw: random.Random) -> Box:
-    side = draw.uniform(*SIDES) / SIZE
-    margin = 0.5 / SIZE
-    left, top = (draw.uniform(margin, 1 - margin - side) for _ in range(2))
-    return left, top, left + side, top + side
+    """A box in one of the quarters of the picture."""
+    side, half = draw.choice(SIDES), SIZE // 2
+    left, top = (draw.choice((0, half)) + draw.randrange(0, half - side + 1, GRID) for _ in range(2))
+    return left / SIZE, top / SIZE, (left + side) / SIZE, (top + side) / SIZE
 
 
 def _is_clear(caption: Caption, things: Sequence[Thing]) -> bool:

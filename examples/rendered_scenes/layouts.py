@@ -6,30 +6,30 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-from captions import draw_apart
+from captions import GRID, draw_apart
 from check import intersection_over_union
 from scenes import COLOURS, SHAPES, SIZE, Box, Scenes, Thing
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-SECTIONS = SIZE + 1
-"""Boxes begin and end between points: the grid that `LayoutEncoder` numbers."""
+SECTIONS = SIZE // GRID + 1
+"""Boxes begin and end on a grid, which is that whose places `LayoutEncoder` numbers."""
 
-SIDES = (5, 6, 7, 8)
+SIDES = (6, 8)
 """Of boxes, in points: widths and heights are drawn apart, so that shapes are stretched."""
 
 MOST_THINGS = 4
 
 
 def draw_layout(draw: random.Random) -> list[Thing]:
-    """One to four things whose boxes do not touch."""
-    boxes = draw_apart(draw.randint(1, MOST_THINGS), _draw_box, draw)
+    """One to four things whose boxes do not touch, in reading order, so that a token's place says roughly where."""
+    boxes = sorted(draw_apart(draw.randint(1, MOST_THINGS), _draw_box, draw), key=lambda box: (box[1], box[0]))
     return [Thing(draw.choice(SHAPES), draw.choice(list(COLOURS)), box) for box in boxes]
 
 
 def _draw_box(draw: random.Random) -> Box:
     width, height = draw.choice(SIDES), draw.choice(SIDES)
-    left, top = (draw.randint(0, SIZE - side) for side in (width, height))
+    left, top = (draw.randrange(0, SIZE - side + 1, GRID) for side in (width, height))
     return left / SIZE, top / SIZE, (left + width) / SIZE, (top + height) / SIZE
 
 

@@ -131,7 +131,7 @@ def write_samples(model: ld.LatentDiffusion, encoder: ld.TextEncoder, path: Path
 def main() -> None:
     """Render, train, draw, measure, save."""
     parsed, preset = training.parse(__doc__)
-    torch.set_num_threads(1)  # on arrays this small threads wait for each other longer than they work
+    training.prepare()
     clock, output = training.Clock(), parsed.output
     captions = draw_captions("seen", preset.scenes, seed=0)
     images = render_all(captions, seed=1)

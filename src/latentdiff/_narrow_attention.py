@@ -1,7 +1,8 @@
 r"""Attention over heads of few channels, sooner on a CPU than torch's kernel: the same function and gradients.
 
 With few channels a head is hardly arithmetic: its time is that of \(e^s\) for every score \(s\), and of products whose
-inner or outer size is the head's. Three things save a third (heads of 8, 2 cores with AVX-512, float32, torch 2.13):
+inner or outer size is the head's. Three things save three tenths of it, and a sixth with its gradient (heads of 8 on
+1024 tokens, AVX-512, float32, torch 2.13):
 
 - Where scores are bounded, the maximum need not be found and taken off before \(e^s\).
 - Scores stand with a column for each query, so all products have rows as long as a cache line or longer.
