@@ -176,9 +176,10 @@ def measured(model: Diffusion, judge: Classifier, budget: Budget, run: Run) -> t
     return opinion | {"samples_a_second": len(labels) / spent}, images
 
 
-def one_factor(factor: int, judge: Classifier, budget: Budget, run: Run) -> dict[str, object]:
+def one_factor(
+    first: ld.Autoencoder | None, factor: int, judge: Classifier, budget: Budget, run: Run
+) -> dict[str, object]:
     """Train at this factor, measure on the way, save; the samples are drawn as a picture."""
-    first = autoencoder(factor, budget, run)
     torch.manual_seed(1)
     model = Diffusion(first, factor, budget.base_channels, len(run.photos.classes)).to(run.device)
     objective = Objective(Step(model), learning_rate=LearningRate(run.preset.learning_rate, warm_up=50))
@@ -243,8 +244,9 @@ def plot(found: Mapping[int, Mapping[str, Any]], baseline: float, path: Path, un
         axis.axhline(baseline, color="black", linestyle="--", linewidth=1)
         axis.set(ylabel="Fréchet distance, classifier's features", yscale="log")
         axis.grid(alpha=0.3)
+        axis.set_yticks([1, 2, 5, 10, 20, 50])
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     left.set(xlabel=f"training of the diffusion model, seconds of the {unit}")
     right.margins(0.2)
     right.set(xlabel=f"samples a second of the {unit}", xscale="log")
@@ -274,8 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for factor in run.arguments.factors:
         if run.arguments.resume and factor in together(run):
             continue
+        first = autoencoder(factor, budget, run)
         with run.timed(f"f = {factor}"):
-            one = one_factor(factor, judge, budget, run)
+            one = one_factor(first, factor, judge, budget, run)
         (run.output / f"factor_{factor}.json").write_text(json.dumps(one, indent=2) + "\n")
     trained, held_out = run.photos.train.spread(budget.samples), run.photos.validation.spread(budget.samples)
     baseline = judge.compare(trained.images(), held_out.images())

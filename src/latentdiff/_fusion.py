@@ -72,9 +72,7 @@ def geglu(x: Tensor, linear: nn.Module) -> Tensor:
         both: Tensor = linear(x)
         value, gate = both.chunk(2, dim=-1)
         return value * F.gelu(gate)
-    weights = linear.weight.unflatten(0, (2, -1)).unbind(0)
-    biases = linear.bias.unflatten(0, (2, -1)).unbind(0)
-    parts = zip(weights, biases, strict=True)
+    parts = zip(linear.weight.chunk(2), linear.bias.chunk(2), strict=True)
     if torch.is_grad_enabled():
         gated: Tensor = _Gated.apply(*(F.linear(x, *part) for part in parts))  # type: ignore[no-untyped-call]
         return gated
