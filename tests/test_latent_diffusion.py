@@ -210,8 +210,8 @@ def test_a_model_learns_its_variance_and_keeps_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "wanted"),
     [
-        ({"in_channels": 3}, r"unet must have in_channels=2 \(autoencoder.latent_channels\), got in_channels=3"),
-        ({"in_channels": 2, "spatial_dims": 3}, "unet must have spatial_dims=2 .*, got spatial_dims=3"),
+        ({"in_channels": 3}, "unet must have in_channels=2, as the autoencoder's latents, got in_channels=3"),
+        ({"in_channels": 2, "spatial_dims": 3}, "unet must have spatial_dims=2, .*, got spatial_dims=3"),
     ],
 )
 def test_a_network_for_other_latents_is_refused(network: dict[str, int], wanted: str) -> None:

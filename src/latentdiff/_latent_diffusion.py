@@ -9,10 +9,10 @@ from torch import Tensor
 
 from latentdiff._autoencoder import Autoencoder
 from latentdiff._condition import Condition, ConditionEncoder
-from latentdiff._denoised import Denoise
 from latentdiff._denoiser import Denoiser, Variance
 from latentdiff._dit import DiT
 from latentdiff._module import Module
+from latentdiff._network_inputs import check_latents
 from latentdiff._noise import draw_noise
 from latentdiff._sampler import Sampler
 from latentdiff._schedule import NoiseSchedule
@@ -58,10 +58,7 @@ class LatentDiffusion(Module):
                 latents are not those of the autoencoder.
         """
         super().__init__()
-        for name, latents in {"in_channels": "latent_channels", "spatial_dims": "spatial_dims"}.items():
-            wanted, taken = getattr(autoencoder, latents), getattr(unet, name, None)
-            if taken is not None and taken != wanted:
-                raise ValueError(f"unet must have {name}={wanted} (autoencoder.{latents}), got {name}={taken}")
+        check_latents(unet, autoencoder.latent_channels, autoencoder.spatial_dims)
         self.autoencoder: Autoencoder = autoencoder.eval()
         self.unet: UNet | DiT = unet
         self.schedule = schedule
@@ -189,9 +186,8 @@ class LatentDiffusion(Module):
             is_null = y is None and self.condition_encoder is not None
             condition = self._null(asked, latent_size) if is_null else self._condition(y, batch)
             count = asked if condition is None else len(condition)
-            denoiser: Denoise = self.denoiser
-            if guidance_scale != 1:
-                denoiser = ClassifierFree(denoiser, guidance_scale, negative=self._null(count, latent_size))
+            null = None if guidance_scale == 1 else self._null(count, latent_size)
+            denoiser = self.denoiser if null is None else ClassifierFree(self.denoiser, guidance_scale, negative=null)
             shape = (count, self.autoencoder.latent_channels, *latent_size)
             noise = draw_noise(shape, generator, device=next(self.unet.parameters()).device)
             sampler = sampler or Sampler("dpmpp_2m", steps=25)

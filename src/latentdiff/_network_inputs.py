@@ -12,6 +12,18 @@ from latentdiff._condition import Condition
 from latentdiff._typing import Latents, Times
 
 
+def check_latents(network: nn.Module, latent_channels: int, spatial_dims: int) -> None:
+    """Require that a network, where it says what it takes, takes the latents of a first stage.
+
+    Raises:
+        ValueError: If it has other channels, or another number of spatial axes.
+    """
+    for name, wanted in {"in_channels": latent_channels, "spatial_dims": spatial_dims}.items():
+        taken = getattr(network, name, wanted)
+        if taken != wanted:
+            raise ValueError(f"unet must have {name}={wanted}, as the autoencoder's latents, got {name}={taken}")
+
+
 def batch_times(t: Times, x: Latents) -> Tensor:
     """`t`, a number, `[]` or `[batch]`, for each sample of `x` `[batch, ...]`: `[batch]`, on its device.
 
