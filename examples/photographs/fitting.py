@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from photos import Labelled, to_images
@@ -16,6 +17,8 @@ Batch = tuple[Tensor, Tensor]
 
 Transform = Callable[[Batch, torch.Generator], object]
 """What becomes of a batch of bytes before a step of training sees it."""
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 DECAY = 0.995
 """Of the moving average of weights: it reaches two hundred steps back."""
@@ -34,7 +37,7 @@ def rate(peak: float, steps: int) -> LearningRate:
 
 
 def trainer(
-    model: nn.Module,
+    model: Trained,
     objective: Objective | list[Objective],
     photos: Labelled,
     *,
@@ -43,7 +46,7 @@ def trainer(
     transform: Transform = mirrored,
     folder: Path | None = None,
     progress: bool = True,
-) -> tuple[Trainer, EMA[nn.Module]]:
+) -> tuple[Trainer, EMA[Trained]]:
     """A trainer of `model`, and the averages that it keeps."""
     average = EMA(model, DECAY)
     batches = Batches((photos.pictures, photos.labels), min(batch_size, len(photos)), transform=transform)

@@ -23,7 +23,7 @@ import photos
 import torch
 from classifier import Classifier
 from common import Run
-from first_stage import Recipe, reconstruct
+from first_stage import WIDER, Recipe, reconstruct
 from photos import to_images, to_pixels
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor, nn
@@ -37,13 +37,6 @@ RESAMPLES = 3
 
 STEPS = {"cpu": 1000}
 """Of training the diffusion model by preset, where they are not those of all tasks."""
-
-FIRST_STAGE = {"cpu": {"steps": 800, "base_channels": 24}}
-"""By preset, where the first stage is not that of all tasks.
-
-With 16 channels it has 32 at its narrowest, each a group of its own in the norms: these take each channel's mean over
-the picture away, and with it how bright and of what colour the picture is.
-"""
 
 DRAWS = 8
 """Samples whose mean is looked at."""
@@ -103,7 +96,7 @@ def seamless(made: Tensor, images: Tensor, hole: Tensor) -> Tensor:
 def given(autoencoder: ld.Autoencoder, images: Tensor, hole: Tensor) -> dict[str, Tensor]:
     """What the model is told: the latents of the photograph, its hole filled smoothly, and where to make latents.
 
-    Grey in the hole would shift the latents all around, since the encoder's norms take means over the whole picture. A
+    Grey in the hole would shift known latents more, since the encoder's norms take means over the whole picture. A
     latent is to be made as soon as one of its pixels is missing.
     """
     with torch.no_grad():
@@ -279,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photographs", type=Path, help="folder of large photographs, and of masks <name>_mask.png")
     run = common.start(parser.parse_args(arguments), STEPS)
     judge = common.judge(run)
-    first = common.autoencoder(run, Recipe("kl", 4), **FIRST_STAGE.get(run.arguments.preset, {}))
+    first = common.autoencoder(run, Recipe("kl", 4), **WIDER.get(run.arguments.preset, {}))
     model = build(first, run)
     common.train(model, run, step=Filling(model))
     run.results |= evaluate(model, judge, run)

@@ -20,7 +20,7 @@ import photos
 import torch
 from classifier import Classifier
 from common import Run
-from first_stage import Recipe, reconstruct
+from first_stage import WIDER, Recipe, reconstruct
 from photos import to_images, to_pixels
 from torch import Tensor
 from torch.nn import functional as F
@@ -161,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photographs", type=Path, help="folder of large photographs")
     run = common.start(parser.parse_args(arguments))
     judge = common.judge(run)
-    model = build(common.autoencoder(run, Recipe("vq", 2)), run)
+    first = common.autoencoder(run, Recipe("vq", 2), **WIDER.get(run.arguments.preset, {}))
+    model = build(first, run)
     common.train(model, run, transform=with_small)
     run.results |= evaluate(model, judge, run)
     run.results["crops of large photographs"] = large(model, run)

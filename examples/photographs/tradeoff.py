@@ -186,7 +186,7 @@ def one_factor(
     trainer, average = fitting.trainer(
         model, objective, run.photos.train, steps=10**9, batch_size=run.preset.batch_size, progress=False
     )
-    spent, course = 0.0, []
+    spent, course, samples = 0.0, [], torch.empty(0)
     for share in SHARES:
         spent += spend(trainer, share * budget.diffusion - spent, run.device)
         opinion, samples = measured(average.module, judge, budget, run)
@@ -196,7 +196,7 @@ def one_factor(
     save(model, run)
     every = max(1, len(samples) // 12)
     figures.grid({f"f = {factor}": to_pixels(samples[::every][:12])}, run.output / f"samples_{factor}.png", title="")
-    return limit(first, judge, budget, run) | {"parameters": parameters(model.unet), "course": course}
+    return {**limit(first, judge, budget, run), "parameters": parameters(model.unet), "course": course}
 
 
 def limit(first: ld.Autoencoder | None, judge: Classifier, budget: Budget, run: Run) -> dict[str, float]:
