@@ -72,10 +72,10 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     output: Path = parsed.output
     for name, recipe in TABLES[parsed.table].items():
-        progress = run(file_name(name), recipe, preset, photographs, parsed)
+        trained = run(file_name(name), recipe, preset, photographs, parsed)
         rows[name], results[name] = (
-            reconstructed(progress.autoencoder, shown(photographs)),
-            measure(progress, preset, photographs),
+            reconstructed(trained.autoencoder, shown(photographs)),
+            measure(trained, preset, photographs),
         )
         print(name, {key: round(value, 4) for key, value in results[name].items()}, flush=True)
     figures.grid(rows, output / f"{parsed.table}.png", title=f"{photographs.source}: {preset.steps} steps each")

@@ -21,7 +21,7 @@ import torch
 from data import Photographs, spread, to_images, to_pixels
 from measuring import evaluate, features
 from torch import Tensor
-from training import PRESETS, Preset, Progress, Recipe, train
+from training import PRESETS, Preset, Recipe, Trained, train
 
 import latentdiff as ld
 from latentdiff.evaluation import frechet_distance
@@ -36,7 +36,6 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures, models and figures")
     parser.add_argument("--preset", choices=PRESETS, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="of training, if not those of the preset")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in the output folder")
     return parser
 
 
@@ -51,17 +50,17 @@ def prepare(parsed: argparse.Namespace) -> tuple[Preset, Photographs]:
     return preset, photographs
 
 
-def run(name: str, recipe: Recipe, preset: Preset, photographs: Photographs, parsed: argparse.Namespace) -> Progress:
-    """Train one first stage and save it as `<name>.safetensors`."""
-    progress = train(recipe, preset, photographs, parsed.output / f"{name}.checkpoint", parsed.resume)
-    ld.save(progress.autoencoder, parsed.output / f"{name}.safetensors")
-    return progress
+def run(name: str, recipe: Recipe, preset: Preset, photographs: Photographs, parsed: argparse.Namespace) -> Trained:
+    """Train one first stage and save it as `<name>.safetensors`; a run that was cut goes on."""
+    trained = train(recipe, preset, photographs, parsed.output / f"{name}.checkpoints")
+    ld.save(trained.autoencoder, parsed.output / f"{name}.safetensors")
+    return trained
 
 
-def measure(progress: Progress, preset: Preset, photographs: Photographs) -> dict[str, float]:
+def measure(trained: Trained, preset: Preset, photographs: Photographs) -> dict[str, float]:
     """Figures on photographs that were held out, and how long training took."""
-    figures_of_model = evaluate(progress.autoencoder, spread(photographs.validation, preset.evaluated))
-    return figures_of_model | {"steps": progress.step, "seconds": round(progress.seconds, 1)}
+    figures_of_model = evaluate(trained.autoencoder, spread(photographs.validation, preset.evaluated))
+    return figures_of_model | {"steps": trained.steps, "seconds": round(trained.seconds, 1)}
 
 
 @torch.no_grad()
@@ -84,10 +83,10 @@ def main() -> None:
     preset, photographs = prepare(parsed)
     rows, histories, results = {"held out": shown(photographs)}, {}, {}
     for bottleneck in ("kl", "vq"):
-        progress = run(bottleneck, Recipe(bottleneck), preset, photographs, parsed)
-        rows[f"{bottleneck.upper()}, f = 4"] = reconstructed(progress.autoencoder, shown(photographs))
-        histories[bottleneck.upper()] = progress.history
-        results[bottleneck] = measure(progress, preset, photographs)
+        trained = run(bottleneck, Recipe(bottleneck), preset, photographs, parsed)
+        rows[f"{bottleneck.upper()}, f = 4"] = reconstructed(trained.autoencoder, shown(photographs))
+        histories[bottleneck.upper()] = trained.history
+        results[bottleneck] = measure(trained, preset, photographs)
     figures.grid(rows, parsed.output / "reconstructions.png", title=f"{photographs.source}: {preset.steps} steps")
     figures.curves(histories, parsed.output / "curves.png")
     parts = (spread(part, preset.evaluated) for part in (photographs.train, photographs.validation))

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from data import Photographs, spread, to_images
 from torch import Tensor
-from torch.optim import Adam
-from tqdm import tqdm
 
 import latentdiff as ld
+from latentdiff.training import LearningRate, Trainer, first_stage_objectives
 
 LATENT_CHANNELS = {1: 3, 2: 2, 4: 3, 8: 4}
 """By downsampling factor, as in the paper's zoo (Rombach et al. 2022, arXiv:2112.10752, table 8)."""
+
+FIGURES = {
+    "generator/reconstruction": "mean absolute error",
+    "generator/perceptual": "perceptual distance",
+    "generator/kl": "KL, nats per element",
+    "generator/codebook": "codebook loss",
+    "discriminator/real": "answers for real",
+    "discriminator/fake": "answers for made up",
+    "generator/adversarial_weight": "weight of the adversary",
+}
+"""What the trainer logs, and what it is called in the pictures."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,6 @@ class Preset:
     learning_rate: float
     evaluated: int
     limit: int | None = None
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """Of autoencoder and discriminator."""
-        return self.learning_rate, self.learning_rate / 4
 
 
 PRESETS = {
@@ -82,20 +85,25 @@ class Recipe:
     codes: Literal["average", "gradient"] = "average"
 
 
-@dataclass
-class Progress:
-    """What a run has come to, all that is needed to go on: batches and noise are functions of the step."""
+@dataclass(frozen=True)
+class Trained:
+    """What has come of a training.
+
+    Attributes:
+        autoencoder: Calibrated to unit latents.
+        steps: That were made.
+        seconds: Spent in them.
+        history: Figures of the steps, by what they are.
+    """
 
     autoencoder: ld.Autoencoder
-    loss: ld.losses.AutoencoderLoss
-    optimizers: list[Adam]
-    step: int = 0
-    seconds: float = 0.0
-    history: dict[str, list[float]] = field(default_factory=dict)
+    steps: int
+    seconds: float
+    history: dict[str, list[float]]
 
 
-def build(recipe: Recipe, preset: Preset, device: torch.device) -> Progress:
-    """A first stage, its loss and its optimisers, at the start; the same weights each time."""
+def build(recipe: Recipe, preset: Preset, device: torch.device) -> tuple[ld.Autoencoder, ld.losses.AutoencoderLoss]:
+    """A first stage and its loss, at the start; the same weights each time."""
     torch.manual_seed(0)
     is_average = recipe.bottleneck == "vq" and recipe.codes == "average"
     levels = int(math.log2(recipe.factor)) + 1
@@ -109,16 +117,13 @@ def build(recipe: Recipe, preset: Preset, device: torch.device) -> Progress:
         codebook_size=preset.codebook_size if recipe.bottleneck == "vq" else None,
         codebook_decay=0.99 if is_average else None,
         restart_below=0.1 if is_average else 0.0,
-    ).to(device)
+    )
     loss = ld.losses.AutoencoderLoss(
         perceptual=ld.losses.PyramidLoss() if recipe.perceptual else None,
         discriminator=discriminator(preset) if recipe.adversary else None,
         start_step=preset.steps // 2 if recipe.adversary else 0,
-    ).to(device)
-    pairs = zip(loss.parameter_groups(autoencoder), preset.rates, strict=True)
-    # all of a group in one call on the CPU too
-    optimizers = [Adam(group, lr=rate, betas=(0.5, 0.9), fused=True) for group, rate in pairs if group]
-    return Progress(autoencoder, loss, optimizers)
+    )
+    return autoencoder.to(device), loss.to(device)
 
 
 def discriminator(preset: Preset) -> ld.PatchDiscriminator:
@@ -126,110 +131,45 @@ def discriminator(preset: Preset) -> ld.PatchDiscriminator:
     return ld.PatchDiscriminator(base_channels=preset.discriminator_channels, num_layers=2)
 
 
-def train(recipe: Recipe, preset: Preset, photographs: Photographs, checkpoint: Path, resume: bool) -> Progress:
-    """Train to the end, from the checkpoint if there is one and it is wanted; then calibrate to unit latents."""
+def train(recipe: Recipe, preset: Preset, photographs: Photographs, folder: Path | None) -> Trained:
+    """Train to the end, from the checkpoint in `folder` if there is one; then calibrate to unit latents."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    progress = build(recipe, preset, device)
-    if resume and checkpoint.exists():
-        restore(progress, checkpoint)
-    autoencoder = progress.autoencoder.train()
-    if recipe.bottleneck == "vq" and recipe.codes == "average" and not progress.step:
-        start = photographs.batch(
-            1 + 40 * preset.codebook_size * recipe.factor**2 // photographs.train[0, 0].numel(), 0, device
-        )
+    autoencoder, loss = build(recipe, preset, device)
+    if recipe.bottleneck == "vq" and recipe.codes == "average" and not (folder and folder.exists()):
+        start = photographs.batch(start_size(recipe, preset, photographs), 0, device)
         autoencoder.initialize_codebook(start, generator=torch.Generator(device).manual_seed(0))
-    started, every = time.perf_counter() - progress.seconds, max(1, preset.steps // 10)
-    title = f"{recipe.bottleneck} f={recipe.factor}"
-    bar = tqdm(total=preset.steps, initial=progress.step, desc=title, unit="step")
-    while progress.step < preset.steps:
-        bar.set_postfix(one_step(progress, preset, photographs, device), refresh=False)
-        bar.update()
-        progress.seconds = time.perf_counter() - started
-        if progress.step % every == 0:
-            save(progress, checkpoint)
-    bar.close()
+    trainer = make_trainer(autoencoder, loss, preset, photographs, folder)
+    history = trainer.train()
     autoencoder.eval().calibrate(in_batches(spread(photographs.train, preset.evaluated), device))
-    return progress
+    figures = {name: [x for x in history[key] if not math.isnan(x)] for key, name in FIGURES.items() if key in history}
+    return Trained(autoencoder, trainer.step, trainer.seconds, figures)
 
 
-def one_step(progress: Progress, preset: Preset, photographs: Photographs, device: torch.device) -> dict[str, str]:
-    """A step of the autoencoder and one of the discriminator; what the bar shows."""
-    step, loss, autoencoder = progress.step, progress.loss, progress.autoencoder
-    images = photographs.batch(preset.batch_size, step, device)
-    set_rates(progress, preset)
-    with autocast(device):
-        output = autoencoder(images, torch.Generator(device).manual_seed(step))
-        generator = loss.generator_loss(images, output, step=step, last_layer=autoencoder.last_layer)
-    update(progress.optimizers[0], generator.loss, step)
-    figures = {
-        "mean absolute error": generator.reconstruction,
-        "perceptual distance": generator.perceptual,
-        "KL, nats per element": generator.kl,
-        "codebook loss": generator.codebook,
-    }
-    if loss.is_adversarial(step):
-        with autocast(device):
-            discriminator = loss.discriminator_loss(images, output, step=step)
-        update(progress.optimizers[1], discriminator.loss, step)
-        figures |= {"answers for real": discriminator.real, "answers for made up": discriminator.fake}
-        figures |= {"weight of the adversary": generator.adversarial_weight}
-    for name, value in figures.items():
-        progress.history.setdefault(name, []).append(value.item())
-    progress.step += 1
-    return {"error": f"{generator.reconstruction.item():.4f}"}
+def start_size(recipe: Recipe, preset: Preset, photographs: Photographs) -> int:
+    """Photographs that have forty latents for each code of the codebook."""
+    return 1 + 40 * preset.codebook_size * recipe.factor**2 // photographs.train[0, 0].numel()
 
 
-def set_rates(progress: Progress, preset: Preset) -> None:
-    """Learning rates of this step: up in the first twentieth of the steps, then down along a cosine."""
-    share = (progress.step + 1) / preset.steps
-    factor = min(20 * share, 0.5 + 0.5 * math.cos(math.pi * share))
-    for optimizer, rate in zip(progress.optimizers, preset.rates, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = factor * rate
-
-
-def update(optimizer: Adam, loss: Tensor, step: int) -> None:
-    """One step of an optimiser."""
-    if not loss.isfinite():
-        raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 on a GPU."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+def make_trainer(
+    autoencoder: ld.Autoencoder,
+    loss: ld.losses.AutoencoderLoss,
+    preset: Preset,
+    photographs: Photographs,
+    folder: Path | None,
+) -> Trainer:
+    """A step of the autoencoder and one of the discriminator in turn; a checkpoint every tenth of the steps."""
+    device = autoencoder.last_layer.device
+    rate, adversary_rate = (
+        LearningRate(peak, warm_up=max(1, preset.steps // 20), decay="cosine", steps=preset.steps)
+        for peak in (preset.learning_rate, preset.learning_rate / 4)
+    )
+    objectives = first_stage_objectives(
+        autoencoder, loss, learning_rate=rate, discriminator_learning_rate=adversary_rate
+    )
+    batches = partial(photographs.batch, preset.batch_size, device=device)
+    return Trainer(objectives, batches, steps=preset.steps, folder=folder, save_every=max(1, preset.steps // 10))
 
 
 def in_batches(pictures: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Pictures as images in [-1, 1], some at a time."""
     return (to_images(part.to(device)) for part in pictures.split(100))
-
-
-def save(progress: Progress, path: Path) -> None:
-    """Write a checkpoint beside the old one, then take its place."""
-    state = {
-        "step": progress.step,
-        "seconds": progress.seconds,
-        "history": progress.history,
-        "autoencoder": progress.autoencoder.state_dict(),
-        "loss": progress.loss.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in progress.optimizers],
-    }
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def restore(progress: Progress, path: Path) -> None:
-    """Go on from a checkpoint."""
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    progress.step, progress.seconds, progress.history = state["step"], state["seconds"], state["history"]
-    progress.autoencoder.load_state_dict(state["autoencoder"])
-    progress.loss.load_state_dict(state["loss"])
-    for optimizer, kept in zip(progress.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)

@@ -177,17 +177,15 @@ def autoencoder(
     """The first stage that was given, or a new one, which is saved; steps and channels as `first_stage.train` says."""
     if run.arguments.first_stage is not None:
         return first_stage.load(run.arguments.first_stage, run.device)
-    path, resume = run.output / "first_stage.safetensors", run.arguments.resume
-    if resume and path.exists():
+    path = run.output / "first_stage.safetensors"
+    if run.arguments.resume and path.exists():
         return first_stage.load(path, run.device)
     with run.timed("first stage"):
-        checkpoint = run.output / "first_stage.checkpoint"
         model = first_stage.train(
             run.photos,
             recipe,
             run.arguments.preset,
-            checkpoint,
-            resume=resume,
+            run.checkpoints("first_stage"),
             steps=steps,
             base_channels=base_channels,
         )

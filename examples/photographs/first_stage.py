@@ -28,21 +28,20 @@ def train(
     found: Photos,
     recipe: Recipe,
     preset: str,
-    checkpoint: Path,
+    folder: Path | None,
     *,
-    resume: bool = False,
     steps: int | None = None,
     base_channels: int | None = None,
 ) -> ld.Autoencoder:
     """A first stage with an adversary in the second half of training, calibrated to unit latents.
 
-    The classes of the photographs are not told. The discriminator and the checkpoint are left behind. `steps` and
-    `base_channels` are those of the preset unless they are given.
+    The classes of the photographs are not told. The discriminator is left behind; checkpoints are kept in `folder`, if
+    there is one. `steps` and `base_channels` are those of the preset unless they are given.
     """
     told = {"steps": steps, "base_channels": base_channels}
     settings = replace(PRESETS[preset], **{name: value for name, value in told.items() if value is not None})
     pictures = Photographs(found.train.pictures, found.validation.pictures, found.source)
-    return train_first_stage(recipe, settings, pictures, checkpoint, resume).autoencoder.eval()
+    return train_first_stage(recipe, settings, pictures, folder).autoencoder.eval()
 
 
 def load(path: Path, device: torch.device) -> ld.Autoencoder:

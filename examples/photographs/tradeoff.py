@@ -154,12 +154,9 @@ def autoencoder(factor: int, budget: Budget, run: Run) -> ld.Autoencoder | None:
         return None
     if run.arguments.first_stages is not None:
         return first_stage.load(run.arguments.first_stages / f"kl__f___{factor}.safetensors", run.device)
-    checkpoint = run.output / f"first_stage_{factor}.checkpoint"
-    recipe, resume = first_stage.Recipe("kl", factor), run.arguments.resume
+    recipe, folder = first_stage.Recipe("kl", factor), run.checkpoints(f"first_stage_{factor}")
     with run.timed(f"first stage, f = {factor}"):
-        return first_stage.train(
-            run.photos, recipe, run.arguments.preset, checkpoint, resume=resume, steps=budget.first_stage_steps
-        )
+        return first_stage.train(run.photos, recipe, run.arguments.preset, folder, steps=budget.first_stage_steps)
 
 
 def measured(model: Diffusion, judge: Classifier, budget: Budget, run: Run) -> tuple[dict[str, float], Tensor]:
