@@ -1,9 +1,7 @@
-"""Attention over narrow heads is the softmax formula, forward and backward, and steps aside where it would not be."""
+"""Attention over narrow heads is the softmax formula, and steps aside where it would not be or a gradient is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -17,8 +15,6 @@ from torch.profiler import ProfilerActivity, profile
 import latentdiff as ld
 from latentdiff import _narrow_attention
 from latentdiff._narrow_attention import attend
-
-Attention = Callable[..., Tensor]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -34,14 +30,6 @@ def tokens(batch: int, heads: int, length: int, channels: int, generator: torch.
     return torch.randn(batch, length, heads, channels, generator=generator).transpose(1, 2)
 
 
-def with_gradients(attention: Attention, *given: Tensor | None) -> list[Tensor]:
-    """The result and the gradients of a weighted sum of it."""
-    q, k, v = (x.detach().requires_grad_() for x in given[:3] if x is not None)
-    out = attention(q, k, v, given[3])
-    weights = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad((out * weights).sum(), (q, k, v))]
-
-
 @given(
     batch=st.integers(1, 3),
     heads=st.integers(1, 4),
@@ -53,7 +41,7 @@ def with_gradients(attention: Attention, *given: Tensor | None) -> list[Tensor]:
     seed=st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
-def test_it_is_the_formula_with_its_gradients_however_it_is_cut(
+def test_it_is_the_formula_however_it_is_cut(
     batch: int,
     heads: int,
     lengths: tuple[int, int],
@@ -73,13 +61,9 @@ def test_it_is_the_formula_with_its_gradients_however_it_is_cut(
         patch.multiple(_narrow_attention, FEWEST_SCORES=0, SCORES=scores, QUERIES=queries),
         patch.object(F, "scaled_dot_product_attention", side_effect=unused),
     ):
-        found = with_gradients(attend, q, k, v, mask)
-        with torch.no_grad():
-            assert torch.equal(attend(q, k, v, mask), found[0])
-    wanted = with_gradients(formula, q.double(), k.double(), v.double(), mask)
-    for ours, law in zip(found, wanted, strict=True):
-        # sums of up to 210 terms with weights up to 2, each rounded to 24 bits
-        torch.testing.assert_close(ours.double(), law, rtol=1e-5, atol=3e-5)
+        found = attend(q, k, v, mask)
+    # sums of up to 50 terms, each rounded to 24 bits
+    torch.testing.assert_close(found.double(), formula(q, k, v, mask), rtol=1e-5, atol=1e-5)
 
 
 def unused(*_: object, **__: object) -> None:
@@ -87,12 +71,16 @@ def unused(*_: object, **__: object) -> None:
     raise AssertionError("torch's kernel was called")
 
 
-def test_gradients_in_double_precision_are_those_of_differences() -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (tokens(2, 3, n, 4, generator).double().requires_grad_() for n in (5, 7, 7))
-    mask = torch.tensor([True, False, True, True, False, True, True])[None, None, None]
-    with patch.object(_narrow_attention, "FEWEST_SCORES", 0):
-        assert torch.autograd.gradcheck(partial(attend, mask=mask), (q, k, v))
+@pytest.mark.parametrize("learns", [0, 1, 2])
+def test_gradients_are_left_to_torch(learns: int) -> None:
+    given = [tokens(2, 3, 370, 4, torch.Generator().manual_seed(i)).requires_grad_(i == learns) for i in range(3)]
+    with patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as kernel:
+        attend(*given).sum().backward()
+        assert kernel.called
+        kernel.reset_mock()
+        with torch.no_grad():
+            attend(*given)
+        assert not kernel.called
 
 
 @pytest.mark.parametrize("size", [3.0, 4.99, 5.01, 100.0, torch.inf, torch.nan])
@@ -122,39 +110,36 @@ def test_the_largest_scores_that_are_taken_lose_nothing() -> None:
     mask = torch.tensor([True, False])[None, None, None]
     with patch.multiple(_narrow_attention, FEWEST_SCORES=0, LARGEST_SCORE=40.001):
         for hidden in (None, mask):
-            found = with_gradients(attend, q, k, v, hidden)
-            wanted = with_gradients(formula, q.double(), k.double(), v.double(), hidden)
-            for ours, law in zip(found, wanted, strict=True):
-                torch.testing.assert_close(ours.double(), law, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(attend(q, k, v, hidden).double(), formula(q, k, v, hidden), rtol=1e-5, atol=1e-6)
 
 
 def test_networks_with_narrow_heads_take_it_and_give_the_same() -> None:
     block = ld.CrossAttention(query_dim=12, num_heads=3, head_dim=4)
-    x = torch.randn(2, 260, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 370, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), patch.object(F, "scaled_dot_product_attention", side_effect=unused):
         found = block(x)
     with torch.no_grad(), patch.object(_narrow_attention, "MOST_CHANNELS", 0):
         torch.testing.assert_close(found, block(x), rtol=1e-5, atol=1e-6)
 
 
-def test_memory_of_both_directions_is_linear_in_the_tokens() -> None:
+def test_memory_is_linear_in_the_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (tokens(1, 2, 4096, 8, generator).requires_grad_() for _ in range(3))
+    q, k, v = (tokens(1, 2, 4096, 8, generator) for _ in range(3))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        attend(q, k, v).sum().backward()
+        attend(q, k, v)
     largest = max(event.cpu_memory_usage for event in record.events() or ())
-    assert 2 * 4096 * 8 * 4 <= largest <= 2 * 2 * 4096 * 32 * 4  # scores would be 2 * 4096 * 4096
+    assert 2 * 4096 * 8 * 4 <= largest <= 4 * _narrow_attention.SCORES * torch.get_num_threads()
 
 
 @pytest.mark.parametrize("largest", [40.0, 0.0])
 def test_it_is_one_operation_to_a_compiler_and_the_same_numbers(largest: float) -> None:
     block = ld.CrossAttention(query_dim=12, num_heads=3, head_dim=4)
-    x = torch.randn(2, 260, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 370, 12, generator=torch.Generator().manual_seed(0))
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     with patch.object(_narrow_attention, "LARGEST_SCORE", largest):
         with torch.no_grad():
             assert torch.equal(compiled(x), block(x))
-            assert torch.equal(compiled(x[:, :259]), block(x[:, :259]))
+            assert torch.equal(compiled(x[:, :369]), block(x[:, :369]))
             with profile(activities=[ProfilerActivity.CPU]) as record:
                 compiled(x)
         assert any(event.key == "latentdiff::attend" for event in record.key_averages())
@@ -172,5 +157,5 @@ def test_the_operation_keeps_the_rules_of_operations() -> None:
 
 def test_an_exported_program_knows_operations_of_torch_only() -> None:
     block = ld.CrossAttention(query_dim=12, num_heads=3, head_dim=4).eval()
-    program = torch.export.export(block, (torch.randn(2, 260, 12),))
+    program = torch.export.export(block, (torch.randn(2, 370, 12),))
     assert not any("latentdiff" in str(node.target) for node in program.graph.nodes)

@@ -12,10 +12,10 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn.modules import module as everywhere
 
 from latentdiff._convolution import Conv2d, is_transformed
-from latentdiff._narrow_attention import Context
 from latentdiff._normalization import GroupNorm
 
 PLAIN: Final = frozenset({nn.Linear, GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
@@ -81,17 +81,23 @@ def geglu(x: Tensor, linear: nn.Module) -> Tensor:
     return value.mul_(gate)
 
 
+class _Context(FunctionCtx):
+    """What torch gives the two directions of a function."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Gated(torch.autograd.Function):
     """`value * gelu(gate)`, whose gradient takes the GELU again instead of keeping it: three arrays instead of four."""
 
     @staticmethod
-    def forward(ctx: Context, value: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: _Context, value: Tensor, gate: Tensor) -> Tensor:
         """Multiply; the GELU's array is the result's."""
         ctx.save_for_backward(value, gate)
         return F.gelu(gate).mul_(value)
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Both factors' gradients, which may be differentiated again."""
         value, gate = ctx.saved_tensors
         of_gate: Tensor = torch.ops.aten.gelu_backward(gradient * value, gate)
