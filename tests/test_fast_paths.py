@@ -18,6 +18,7 @@ from latentdiff import _convolution
 from latentdiff._attention import FeedForward, seen_context
 from latentdiff._convolution import CONVOLVE, Conv2d, as_fast_map, doubled, is_channels_last, pays_to_double
 from latentdiff._fusion import geglu, is_plain, plus, silu_of
+from latentdiff._gathered_norm import GatheredNorm
 from latentdiff._layers import ResidualBlock, Upsample, group_norm, upsample_nearest
 from latentdiff._normalization import GroupNorm
 from networks import normal, randomised
@@ -404,3 +405,19 @@ def normal_weights(norm: nn.GroupNorm) -> nn.GroupNorm:
 def test_a_batch_of_one_with_another_stride_is_normalised() -> None:
     x = torch.randn(6, 5, 7).as_strided((1, 6, 5, 7), (6, 1, 42, 6))  # channels last but for the stride of the batch
     torch.testing.assert_close(GroupNorm(2, 6)(x), F.group_norm(x.clone().contiguous(), 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0, 300.0])
+@pytest.mark.parametrize("last", [False, True])
+@torch.no_grad()
+def test_the_statistics_of_bands_are_those_of_the_map(mean: float, last: bool) -> None:
+    norm = normal_weights(GroupNorm(2, 6, eps=1e-6))
+    x = mean + torch.randn(1, 6, 67, 80) * torch.linspace(0.5, 1.5, 67)[:, None]
+    gathered = GatheredNorm(norm)
+    for band in (as_fast_map(x) if last else x).split((30, 7, 30), 2):
+        gathered.gather(band)
+    gathered.is_gathered = True
+    expected = F.group_norm(x.double(), 2, norm.weight.double(), norm.bias.double(), eps=1e-6)
+    bounds = {"rtol": 1e-5, "atol": 4e-5 + 1e-6 * mean}  # as of the whole
+    torch.testing.assert_close(gathered(x).double(), expected, **bounds)
+    torch.testing.assert_close(silu_of(gathered, as_fast_map(x)).double(), F.silu(expected), **bounds)

@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.modules import module as everywhere
 
 from latentdiff._convolution import Conv2d, is_transformed
+from latentdiff._gathered_norm import GatheredNorm
 from latentdiff._normalization import GroupNorm
 
 PLAIN: Final = frozenset({nn.Linear, GroupNorm, nn.Conv1d, nn.Conv3d, Conv2d})
@@ -38,6 +39,8 @@ def is_plain(module: nn.Module) -> bool:
 
 def silu_of(norm: nn.Module, x: Tensor, *, is_free: bool = False) -> Tensor:
     """`silu(norm(x))`, shaped like `x`; in place where the norm's result, or with `is_free` `x`, is nobody else's."""
+    if isinstance(norm, GatheredNorm):
+        return norm.silu(x)
     if torch.is_grad_enabled() or not is_plain(norm) or not isinstance(norm, GroupNorm):
         return F.silu(norm(x))
     return norm.silu(x, is_free=is_free)

@@ -69,43 +69,63 @@ class GroupNorm(nn.GroupNorm):
         """As `_at_once`, in pieces that stay in the cache from one operation to the next; None for a gradient too."""
         if torch.is_grad_enabled():
             return None
-        height, width = x.shape[2:]
-        rows = next(n for n in range(max(1, PIECE // width), 0, -1) if height % n == 0)
-        pieces = _pieces(x, rows)
-        affine = self._affine(pieces)
+        affine = self._affine(x)
         if affine is None:
             return None
         out = torch.empty_like(x) if out is None else out
-        for scale, shift, sample, result in zip(*affine, pieces, _pieces(out, rows), strict=True):
+        for scale, shift, sample, result in zip(*affine, _pieces(x), _pieces(out), strict=True):
             for part, place in zip(*(_parts(each) for each in (sample, result)), strict=True):
                 torch.mul(part, scale, out=place).add_(shift)
                 if is_activated:
                     F.silu(place, inplace=True)
         return out
 
-    def _affine(self, pieces: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Scale and shift `[batch, channels]` of `pieces` `[batch, pieces, points, channels]`; None if imprecise."""
-        batch, number, points, channels = pieces.shape
-        sums = [(part.sum(1), part.square().sum(1)) for sample in pieces for part in _parts(sample)]
-        mean, square = (torch.cat(part).to(torch.float64) / points for part in zip(*sums, strict=True))
-        mean, square = (
-            x.view(batch, number, self.num_groups, -1).transpose(1, 2).flatten(0, 1).flatten(1) for x in (mean, square)
-        )  # [batch * groups, pieces * channels of a group]
-        whole = ChannelMoments.of(mean.T, (square - mean.square()).T)
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift `[batch, channels]` that normalise `x`; None if they are imprecise."""
+        batch, channels = x.shape[:2]
+        mean, square, points = piece_moments(x)
+        mean, square = (by_group(each, batch, self.num_groups) for each in (mean, square))
+        whole = ChannelMoments.of(mean, square - mean.square())
         inverse = (whole.variance + self.eps).rsqrt()
-        farthest = float((square * inverse[:, None].square()).max())
-        if not _lost(points, farthest, pieces.dtype) < TOLERANCE:
+        if not is_precise(points, square * inverse.square(), x.dtype):
             return None
         repeats = channels // self.num_groups
         inverse, mean = (x.repeat_interleave(repeats).view(batch, channels) for x in (inverse, whole.mean))
         scale = inverse * self.weight
-        return scale.to(pieces.dtype), (self.bias - mean * scale).to(pieces.dtype)
+        return scale.to(x.dtype), (self.bias - mean * scale).to(x.dtype)
 
 
-def _pieces(x: Tensor, rows: int) -> Tensor:
-    """A channels-last map in bands of so many rows: `[batch, bands, points, channels]`."""
-    batch, channels, _, width = x.shape
-    return x.permute(0, 2, 3, 1).view(batch, -1, rows * width, channels)
+def piece_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Means of values and of their squares, by piece and channel, and how many points a piece has.
+
+    Args:
+        x: `[batch, channels, height, width]`, channels last in memory.
+
+    Returns:
+        Twice `[batch * pieces, channels]`, float64, and a number.
+    """
+    pieces = _pieces(x)
+    sums = [(part.sum(1), part.square().sum(1)) for sample in pieces for part in _parts(sample)]
+    points = pieces.shape[2]
+    mean, square = (torch.cat(part).to(torch.float64) / points for part in zip(*sums, strict=True))
+    return mean, square, points
+
+
+def by_group(x: Tensor, batch: int, groups: int) -> Tensor:
+    """Numbers `[batch * pieces, channels]` as `[pieces * channels of a group, batch * groups]`."""
+    return x.view(batch, -1, groups, x.shape[1] // groups).transpose(1, 2).flatten(2).flatten(0, 1).T
+
+
+def is_precise(points: int, sizes: Tensor, dtype: torch.dtype) -> bool:
+    """Whether sums over so many points, of mean squares of these `sizes` over the variance, lose little of it."""
+    return _lost(points, float(sizes.max()), dtype) < TOLERANCE
+
+
+def _pieces(x: Tensor) -> Tensor:
+    """A channels-last map in bands of equal numbers of rows: `[batch, bands, points, channels]`."""
+    batch, channels, height, width = x.shape
+    rows = next(n for n in range(max(1, PIECE // width), 0, -1) if height % n == 0)
+    return x.permute(0, 2, 3, 1).reshape(batch, -1, rows * width, channels)
 
 
 def _parts(pieces: Tensor) -> tuple[Tensor, ...]:
