@@ -23,7 +23,8 @@ def encoder(**arguments: Any) -> ld.LayoutEncoder:
 
 def layout(seed: int = 0, batch: int = 2, objects: int = 3) -> dict[str, torch.Tensor]:
     classes = torch.randint(0, 7, (batch, objects), generator=torch.Generator().manual_seed(seed))
-    return {"boxes": normal((batch, objects, 4), seed).sigmoid(), "classes": classes}
+    corners = normal((batch, objects, 2, 2), seed).sigmoid().sort(dim=2).values
+    return {"boxes": corners.flatten(2), "classes": classes}
 
 
 def test_an_object_is_its_class_and_the_cells_of_two_corners() -> None:
@@ -112,6 +113,11 @@ def test_a_wrong_encoder_is_refused(arguments: dict[str, Any], message: str) -> 
         ({"boxes": torch.ones(2, 3, 4).long()}, TypeError, "boxes must be floating, got torch.int64"),
         ({"boxes": torch.full((2, 3, 4), 1.5)}, ValueError, r"boxes must be in \[0, 1\], got values in \[1.5, 1.5\]"),
         ({"boxes": torch.ones(2, 5, 4)}, ValueError, r"boxes must hold at most 4 objects \(max_objects\), got 5"),
+        (
+            {"boxes": torch.tensor([0.1, 0.4, 0.6, 0.3]).expand(2, 3, 4)},
+            ValueError,
+            "top of boxes must be at most bottom of boxes, got top of boxes=0.4 and bottom of boxes=0.3",
+        ),
         ({"boxes": [1.0]}, TypeError, "boxes must be a torch.Tensor, got list"),
         ({"classes": torch.ones(2, 3)}, TypeError, "classes must hold integer classes, got torch.float32"),
         ({"classes": torch.ones(2, 2).long()}, ValueError, "classes must have objects=3, got objects=2"),
@@ -132,6 +138,7 @@ def test_what_is_no_layout_is_refused(change: dict[str, Any], failure: type[Exce
     [
         (torch.ones(2, 4).long(), TypeError, "crop must be floating"),
         (torch.ones(3, 4), ValueError, "crop must have batch=2, got batch=3"),
+        (torch.tensor([[0.5, 0.0, 0.4, 1.0]] * 2), ValueError, "left of crop must be at most right of crop, got"),
         (torch.full((2, 4), 2.0), ValueError, r"crop must be in \[0, 1\]"),
     ],
 )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentdiff._checks import check_choice, check_count, check_floating, check_range, check_shape
+from latentdiff._checks import check_choice, check_count, check_floating, check_order, check_range, check_shape
 from latentdiff._condition._condition import Condition
 from latentdiff._condition._encoder import ConditionEncoder, check_integers, check_mask, named_parts
 from latentdiff._condition._token_transformer import TokenTransformer
@@ -161,7 +161,8 @@ class LayoutEncoder(ConditionEncoder):
 
         Raises:
             TypeError: If a part has another dtype.
-            ValueError: If a shape does not fit, a value is out of range, or a crop is given and has no place.
+            ValueError: If a shape does not fit, a value is out of range, a box ends before it begins, or a crop is
+                given and has no place.
         """
         check_floating("boxes", boxes)
         check_shape("boxes", boxes, "batch objects corners", corners=4)
@@ -179,6 +180,8 @@ class LayoutEncoder(ConditionEncoder):
             mask = check_mask(mask, classes, "an object")
             check_range("classes", classes.where(mask.to(classes.device), 0), 0, self.num_classes - 1)
             tokens = tokens.masked_fill(~mask.to(tokens.device)[..., None], none)
+            boxes = boxes.where(mask.to(boxes.device)[..., None], 0.0)
+        _check_corners("boxes", boxes)
         tokens = F.pad(rearrange(tokens, "b n three -> b (n three)"), (0, 3 * (self.max_objects - objects)), value=none)
         return tokens if not self.encode_crop and crop is None else torch.cat([tokens, self._crop(crop, boxes)], dim=1)
 
@@ -191,6 +194,7 @@ class LayoutEncoder(ConditionEncoder):
         check_floating("crop", crop)
         check_shape("crop", crop, "batch corners", batch=boxes.shape[0], corners=4)
         check_range("crop", crop, 0.0, 1.0)
+        _check_corners("crop", crop)
         return self._corners(crop.to(boxes.device))
 
     def _corners(self, boxes: Tensor) -> Tensor:
@@ -206,3 +210,9 @@ class LayoutEncoder(ConditionEncoder):
             if not isinstance(part, Tensor):
                 raise TypeError(f"{name} must be a torch.Tensor, got {type(part).__name__}")
         return self.tokenize(**cast("dict[str, Tensor]", parts))
+
+
+def _check_corners(name: str, boxes: Tensor) -> None:
+    """Require left <= right and top <= bottom of `boxes` `[..., 4]`; looked at as in `check_range`."""
+    for i, (low, high) in enumerate((("left", "right"), ("top", "bottom"))):
+        check_order(f"{low} of {name}", boxes[..., i], f"{high} of {name}", boxes[..., i + 2])
