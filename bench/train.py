@@ -33,7 +33,7 @@ def run(settings: Settings) -> list[Case]:
     x, t, context = inputs(size, batch, settings)
     noise = torch.randn_like(x)
 
-    def own(fused: bool = noise.is_cuda) -> Call:
+    def own(fused: bool = False) -> Call:
         trained = copy.deepcopy(network).train()
         return step(trained, lambda: trained(x, t, context), noise, fused)
 
@@ -41,11 +41,11 @@ def run(settings: Settings) -> list[Case]:
         trained = copy.deepcopy(diffusers_unet(size, network))  # whose weights were ours, not copies
         trained = (channels_last(trained) if last else trained).train()
         given = x.to(memory_format=torch.channels_last) if last else x
-        return step(trained, lambda: trained(given, t, context).sample, noise, noise.is_cuda)
+        return step(trained, lambda: trained(given, t, context).sample, noise)
 
     def monai() -> Call:
         trained = monai_unet(size, settings).train()
-        return step(trained, lambda: trained(x, t, context), noise, noise.is_cuda)
+        return step(trained, lambda: trained(x, t, context), noise)
 
     contestants = [
         Contestant("ours", own),
@@ -60,9 +60,9 @@ def run(settings: Settings) -> list[Case]:
     return [race(f"batch {batch}", contestants, settings, goals=GOALS, memory=True, tolerance=tolerance)]
 
 
-def step(network: nn.Module, predict: Callable[[], Tensor], noise: Tensor, fused: bool) -> Callable[[], Tensor]:
+def step(network: nn.Module, predict: Callable[[], Tensor], noise: Tensor, fused: bool = False) -> Callable[[], Tensor]:
     """A step that answers with the gradient of the first convolution, which comes through all layers."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused or noise.is_cuda)
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
 
     def run() -> Tensor:

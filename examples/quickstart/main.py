@@ -27,14 +27,7 @@ from torch import Tensor
 import latentdiff as ld
 from latentdiff.evaluation import psnr
 from latentdiff.losses import AutoencoderLoss
-from latentdiff.training import (
-    EMA,
-    Batches,
-    LearningRate,
-    Trainer,
-    diffusion_objective,
-    first_stage_objectives,
-)
+from latentdiff.training import EMA, Batches, LearningRate, Trainer, diffusion_objective, first_stage_objectives
 
 GUIDANCE_SCALE = 1.25  # chosen with --tune, which leaves the test part alone
 SAMPLER = ld.Sampler("dpmpp_2m", steps=20, spacing="trailing")  # what the scale was chosen with

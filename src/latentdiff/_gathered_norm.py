@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from latentdiff._checks import working_dtype
 from latentdiff._convolution import is_chosen_here
 from latentdiff._moments import ChannelMoments
-from latentdiff._normalization import by_group, is_precise, piece_moments
+from latentdiff._normalization import group_moments
 
 
 class NormReachedError(Exception):
@@ -34,7 +34,9 @@ class GatheredNorm(nn.Module):
 
     def gather(self, x: Tensor) -> None:
         """Add the values of `x` `[1, channels, *spatial]`."""
-        part = self._moments_by_channel(x)
+        part = None
+        if x.ndim == 4 and x.stride(1) == 1 and is_chosen_here(x):  # without another order in memory
+            part = group_moments(x, self.norm.num_groups, self.norm.eps)
         if part is None:
             groups = x.to(working_dtype(x.dtype)).reshape(self.norm.num_groups, -1)
             mean = groups.mean(1)
@@ -42,17 +44,6 @@ class GatheredNorm(nn.Module):
             count = torch.tensor(float(groups.shape[1]), dtype=torch.float64, device=x.device)
             part = ChannelMoments(count, mean.double(), scatter.double())
         self.moments = part if self.moments is None else self.moments.merge(part)
-
-    def _moments_by_channel(self, x: Tensor) -> ChannelMoments | None:
-        """Those of a map with its channels last, without another order in memory; None elsewhere, or if imprecise."""
-        if x.ndim != 4 or x.stride(1) != 1 or not is_chosen_here(x):
-            return None
-        mean, square, points = piece_moments(x)
-        mean, square = (by_group(each, 1, self.norm.num_groups) for each in (mean, square))
-        part = ChannelMoments.of(mean, square - mean.square())
-        if not is_precise(points, square / (part.variance + self.norm.eps), x.dtype):
-            return None
-        return ChannelMoments(part.count * points, part.mean, part.scatter * points)
 
     def silu(self, x: Tensor) -> Tensor:
         """The SiLU of what `forward` returns."""

@@ -61,7 +61,7 @@ class GroupNorm(nn.GroupNorm):
             x, self.weight, self.bias, batch, channels, points, self.num_groups, self.eps
         )
         farthest = torch.linalg.vector_norm(mean * inverse, math.inf).item()
-        if not _lost(points, 1 + farthest**2, x.dtype) < TOLERANCE:
+        if not _is_precise(points, 1 + farthest**2, x.dtype):
             return None
         return F.silu(y, inplace=True) if is_activated else y
 
@@ -83,42 +83,44 @@ class GroupNorm(nn.GroupNorm):
     def _affine(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Scale and shift `[batch, channels]` that normalise `x`; None if they are imprecise."""
         batch, channels = x.shape[:2]
-        mean, square, points = piece_moments(x)
-        mean, square = (by_group(each, batch, self.num_groups) for each in (mean, square))
-        whole = ChannelMoments.of(mean, square - mean.square())
-        inverse = (whole.variance + self.eps).rsqrt()
-        if not is_precise(points, square * inverse.square(), x.dtype):
+        whole = group_moments(x, self.num_groups, self.eps)
+        if whole is None:
             return None
+        inverse = (whole.variance + self.eps).rsqrt()
         repeats = channels // self.num_groups
         inverse, mean = (x.repeat_interleave(repeats).view(batch, channels) for x in (inverse, whole.mean))
         scale = inverse * self.weight
         return scale.to(x.dtype), (self.bias - mean * scale).to(x.dtype)
 
 
-def piece_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Means of values and of their squares, by piece and channel, and how many points a piece has.
+def group_moments(x: Tensor, groups: int, eps: float) -> ChannelMoments | None:
+    """Moments of the groups of a map, by way of pieces of it, the groups taken for channels.
 
     Args:
         x: `[batch, channels, height, width]`, channels last in memory.
+        groups: Of channels.
+        eps: Added to a variance before what is lost of it is compared with it.
 
     Returns:
-        Twice `[batch * pieces, channels]`, float64, and a number.
+        Of `batch * groups` channels; None if they would be imprecise.
     """
+    batch, channels = x.shape[:2]
     pieces = _pieces(x)
-    sums = [(part.sum(1), part.square().sum(1)) for sample in pieces for part in _parts(sample)]
     points = pieces.shape[2]
-    mean, square = (torch.cat(part).to(torch.float64) / points for part in zip(*sums, strict=True))
-    return mean, square, points
-
-
-def by_group(x: Tensor, batch: int, groups: int) -> Tensor:
-    """Numbers `[batch * pieces, channels]` as `[pieces * channels of a group, batch * groups]`."""
-    return x.view(batch, -1, groups, x.shape[1] // groups).transpose(1, 2).flatten(2).flatten(0, 1).T
-
-
-def is_precise(points: int, sizes: Tensor, dtype: torch.dtype) -> bool:
-    """Whether sums over so many points, of mean squares of these `sizes` over the variance, lose little of it."""
-    return _lost(points, float(sizes.max()), dtype) < TOLERANCE
+    sums = [(part.sum(1), part.square().sum(1)) for sample in pieces for part in _parts(sample)]
+    mean, square = (
+        (torch.cat(part).to(torch.float64) / points)
+        .view(batch, -1, groups, channels // groups)
+        .transpose(1, 2)
+        .flatten(2)
+        .flatten(0, 1)
+        .T
+        for part in zip(*sums, strict=True)
+    )  # [pieces * channels of a group, batch * groups]
+    moments = ChannelMoments.of(mean, square - mean.square())
+    if not _is_precise(points, float((square / (moments.variance + eps)).max()), x.dtype):
+        return None
+    return ChannelMoments(moments.count * points, moments.mean, moments.scatter * points)
 
 
 def _pieces(x: Tensor) -> Tensor:
@@ -134,6 +136,6 @@ def _parts(pieces: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def _lost(points: int, size: float, dtype: torch.dtype) -> float:
-    """About what sums over so many points lose of a variance of 1, where the mean square is `size`."""
-    return math.sqrt(points) * size * torch.finfo(dtype).eps / 2
+def _is_precise(points: int, size: float, dtype: torch.dtype) -> bool:
+    """Whether sums over so many points lose little of a variance of 1, where the mean square is `size`."""
+    return math.sqrt(points) * size * torch.finfo(dtype).eps / 2 < TOLERANCE
